@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is about one process for each core
@@ -79,5 +80,8 @@ def prefect() -> Iterator[None]:
     """A Prefect server for the tests, with a new database."""
     from prefect.testing.utilities import prefect_test_harness
 
+    # Prefect's exit hooks of threads fail in a forked process, which then ends with exit code 1:
+    # loader processes of later tests would seem to crash.
+    os.register_at_fork(after_in_child=threading._threading_atexits.clear)
     with prefect_test_harness(server_startup_timeout=180):
         yield

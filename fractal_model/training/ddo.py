@@ -103,6 +103,8 @@ def tuning_recipe(size: Size, settings: DDOConfig, number: int) -> TrainingConfi
         "min_workers": 1,
         # A pair has two images, and the frozen copy computes them too.
         "images_per_worker": max(1, recipe.images_per_worker // 2),
+        # This process runs a Prefect flow: hooks of Prefect give forked processes exit code 1.
+        "loader_processes": 0,
         "seed": stream_seed(recipe.seed, _TRAINING, number),
         # A changed context has no exact likelihood. A round is not validated.
         "context_noise": 0.0,

@@ -26,7 +26,7 @@ def project(tmp_path_factory, prefect) -> Project:
     """A project with prepared digits, and version 1 of an AR model, which is not trained."""
     content = small_params()
     content["models"]["digits"].update(generators=["ar", "ar"], conditions=1)
-    content["training"]["digits"]["ema_decays"] = []
+    content["training"]["digits"].update(ema_decays=[], loader_processes=2)
     content["ddo"] = {"digits": SETTINGS}
     project = make_project(tmp_path_factory.mktemp("project") / "a project", content)
     project.run(app.main, "data", "prepare", "digits")

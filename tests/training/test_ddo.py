@@ -86,7 +86,9 @@ def test_the_samples_have_the_classes_of_the_training_images():
 def test_a_round_sees_its_share_in_whole_batches():
     assert round_images(SIZE, SETTINGS, 1500) == 160  # 0.05 · 2 · 1,500 = 150
     assert round_images(SIZE, DDOConfig(share=1e-6), 1500) == 32  # one batch of the recipe
-    recipe = tuning_recipe(SIZE, SETTINGS, 1)
+    loading = SIZE.training.model_copy(update={"loader_processes": 2})
+    recipe = tuning_recipe(SIZE.model_copy(update={"training": loading}), SETTINGS, 1)
+    assert recipe.loader_processes == 0, "a process of a Prefect flow cannot fork"
     assert (recipe.epochs, recipe.batch_size) == (1, 16)
     assert recipe.peak_learning_rate == pytest.approx(2e-3)
     assert recipe.seed != tuning_recipe(SIZE, SETTINGS, 2).seed
