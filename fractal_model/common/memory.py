@@ -47,7 +47,8 @@ def keep_freed_memory(device: torch.device) -> None:
         _GLIBC.mallopt(_M_ARENA_MAX, 1)
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
+    """Return the pages that `keep_freed_memory` keeps, and that are free, to the system."""
     if _GLIBC is not None:
         _GLIBC.malloc_trim(0)
 
@@ -59,7 +60,7 @@ def available_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
-    _return_freed_memory()
+    return_freed_memory()
     free = psutil.virtual_memory().available
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
@@ -81,7 +82,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.added_bytes = torch.cuda.max_memory_allocated(device) - before
         return
     process = psutil.Process()
-    _return_freed_memory()
+    return_freed_memory()
     before = highest = process.memory_info().rss
     done = threading.Event()
 

@@ -40,3 +40,8 @@ def test_the_peak_of_an_unknown_gpu_is_measured(monkeypatch, measured):
 def test_the_peak_of_a_cpu_is_measured(measured):
     assert peak_gflops(torch.device("cpu"), "float32") == 123.0
     assert measured == [torch.float32]
+
+
+def test_only_the_first_worker_of_a_machine_measures_its_cpu(measured):
+    assert peak_gflops(torch.device("cpu"), "float32", local_rank=1) is None
+    assert measured == []

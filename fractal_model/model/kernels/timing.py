@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from fractal_model.common.memory import return_freed_memory
 from fractal_model.model.kernels.linear import linear
 
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -28,6 +29,12 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device, runs: int = _CEILIN
     """Return the GFLOP/s of a product of two matrices, by torch or our `linear`: the faster one.
     `runs`: number of timed products of each."""
     side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
+    seconds = _product_seconds(dtype, device, side, runs)
+    return_freed_memory()  # A small training takes less than these matrices.
+    return 2 * side**3 / seconds / 1e9
+
+
+def _product_seconds(dtype: torch.dtype, device: torch.device, side: int, runs: int) -> float:
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     best = math.inf
     with torch.no_grad():
@@ -35,7 +42,7 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device, runs: int = _CEILIN
             work = partial(product, left, right)
             work()
             best = min(best, *(_seconds(work, device) for _ in range(runs)))
-    return 2 * side**3 / best / 1e9
+    return best
 
 
 def wait(device: torch.device) -> None:

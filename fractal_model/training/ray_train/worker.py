@@ -74,13 +74,16 @@ class _Worker:
             start=self._start_weights(),
         )
         self._skipped: list[int] = []
-        device, operations = self._trainer.device, job.gflop_per_image
+        operations, peak = job.gflop_per_image, None
+        if operations is not None:
+            local_rank = context.get_local_rank()
+            peak = peak_gflops(self._trainer.device, job.recipe.precision, local_rank=local_rank)
         self._meter = Meter(
             self._trainer,
             len(self._split),
             self._world_size,
             gflop_per_image=operations,
-            peak_gflops=None if operations is None else peak_gflops(device, job.recipe.precision),
+            peak_gflops=peak,
         )
         self._upload: Upload | None = None
         self._deadline = OwnDeadline(job.recipe.stall_seconds)

@@ -1,0 +1,36 @@
+"""The ceiling of matrix products, and the memory that measuring it leaves behind."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import psutil, torch
+from fractal_model.common.memory import keep_freed_memory
+from fractal_model.model.kernels.timing import ceiling_gflops
+
+def private_memory():
+    return psutil.Process().memory_full_info().uss
+
+cpu = torch.device("cpu")
+keep_freed_memory(cpu)
+torch.randn(64, 64) @ torch.randn(64, 64)
+before = private_memory()
+ceiling = ceiling_gflops(torch.float32, cpu, runs=1)
+print(ceiling, private_memory() - before)
+"""
+MATRIX_BYTES = 4 * 2048**2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
+def test_measuring_the_ceiling_leaves_none_of_its_matrices_in_memory():
+    process = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=120, check=True
+    )
+    ceiling, added_bytes = map(float, process.stdout.split())
+    assert ceiling > 0
+    assert added_bytes < MATRIX_BYTES
