@@ -1,13 +1,31 @@
-"""Find the compilers that torch.compile and Triton need, in the places where they search."""
+"""Find the compilers that torch.compile and Triton need, in the places where they search.
+
+Decided here: importing this package does not import torch's compiler, which takes a second and
+77 MB of each process. Processes that compile import it, and those that train (torch's optimisers
+do).
+"""
 
 import os
 import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from fractal_model.common.errors import FractalError
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_constant_functions: list[Callable[..., object]] = []
+
+
+def constant_in_compiled_code(function: _Function) -> _Function:
+    """Decorator: compiled code has the value that the function returned during compilation."""
+    _constant_functions.append(function)  # torch's own decorator would import its compiler.
+    return function
 
 
 def has_compiler() -> bool:
@@ -24,14 +42,17 @@ def can_build_triton_kernels() -> bool:
     return header.exists() and any(shutil.which(name) for name in names)
 
 
-def require_compiler() -> None:
-    """Raise FractalError if torch.compile finds no C++ compiler."""
+def prepare_compiler() -> None:
+    """Tell torch.compile what it needs to know of this package. FractalError: it finds no C++
+    compiler."""
     if not has_compiler():
         compiler = _cpp_compiler() or "'' (CXX is empty)"
         raise FractalError(
             f"compile is on and {compiler} is not on the PATH: install a C++ compiler, set CXX to "
             f"the name of one, or turn compile off"
         )
+    for function in _constant_functions:
+        torch.compiler.assume_constant_result(function)
 
 
 def _cpp_compiler() -> str:

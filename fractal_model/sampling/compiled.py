@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fractal_model.common.compiler import require_compiler
+from fractal_model.common.compiler import prepare_compiler
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.attention import FixedCache, KeyValueCache
@@ -206,7 +206,7 @@ def _buffers(blocks: Sequence[Block], capacity: int, token: Tensor) -> _Buffers:
 
 def _compile(function: Callable[..., Any], device: str) -> Callable[..., Any]:
     """Compile `function` for tensors on `device`. FractalError: there is no compiler."""
-    require_compiler()
+    prepare_compiler()
     compile: Callable[..., Callable[..., Any]] = torch.compile  # Its type lacks `recompile_limit`.
     options = {} if device == "cuda" else {"cpp_wrapper": True}
     # Not dynamic=False: below a MAR level there are too many different numbers of rows.

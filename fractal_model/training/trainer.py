@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fractal_model.checkpoints.checkpoint import Checkpoint
-from fractal_model.common.compiler import require_compiler
+from fractal_model.common.compiler import prepare_compiler
 from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import keep_freed_memory
 from fractal_model.config.model import ModelConfig
@@ -100,7 +100,7 @@ class Trainer:
             if is_checkpointed:
                 checkpoint_activations(level)
         if recipe.compile:
-            require_compiler()
+            prepare_compiler()
             compile_blocks(self.model)
         if self._device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # TF32 where autocast keeps float32

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from fractal_model.common.compiler import can_build_triton_kernels, has_compiler, require_compiler
+from fractal_model.common.compiler import can_build_triton_kernels, has_compiler, prepare_compiler
 from fractal_model.common.errors import FractalError
 
 
@@ -66,10 +69,22 @@ def test_triton_needs_the_header_of_python(install, tmp_path):
 
 def test_a_missing_compiler_is_named_with_the_way_out(install, monkeypatch):
     with pytest.raises(FractalError, match=r"and g\+\+ is not on the PATH: install a C\+\+"):
-        require_compiler()
+        prepare_compiler()
     monkeypatch.setenv("CXX", "mine")
     with pytest.raises(FractalError, match=r"and mine is not on the PATH"):
-        require_compiler()
+        prepare_compiler()
     monkeypatch.setenv("CXX", "")
     with pytest.raises(FractalError, match=r"'' \(CXX is empty\) is not .* set CXX to"):
-        require_compiler()
+        prepare_compiler()
+
+
+def test_the_library_is_imported_without_torchs_compiler():
+    code = (
+        "import sys; from fractal_model import FractalPipeline; "
+        "import fractal_model.sampling.sampler, fractal_model.training.ray_train.worker; "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert process.stdout.split() == ["False"]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fractal_model.common.compiler import can_build_triton_kernels
+from fractal_model.common.compiler import can_build_triton_kernels, constant_in_compiled_code
 from fractal_model.model.kernels.dropout import dropout
 from fractal_model.model.rotary import rotate
 
@@ -77,7 +77,7 @@ def _is_short(heads_3BHSd: Tensor) -> bool:
     return multiplies
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def _multiplies_bfloat16(gpu: int) -> bool:
     """True if the GPU multiplies bfloat16 in its tensor cores (Ampere or newer)."""
     return torch.cuda.get_device_capability(gpu) >= (8, 0)

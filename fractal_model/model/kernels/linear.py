@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fractal_model.common.compiler import constant_in_compiled_code
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _HAS_BFLOAT16: bool = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """True if oneDNN multiplies bfloat16 on this processor."""
@@ -193,7 +195,7 @@ def _multiply_padded(
     return product(F.pad(x_MK, (0, 0, 0, missing)), weight_NK, bias, *activation)[: len(x_MK)]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def _count_threads() -> int:
     return torch.get_num_threads()
 
