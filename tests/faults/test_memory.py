@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import pytest
 import ray.train
 
 from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.ray_train import run as ray_run
+from fractal_model.training.ray_train.failures import train_through_failures
+from fractal_model.training.ray_train.worker import train_worker
 from tests.support.disturbed_runs import IMAGES
 from tests.support.recipes import RECIPE
 
 pytestmark = pytest.mark.faults
+ROOM_BYTES = 2.5e9
+"""Room for three or four workers of 0.5 GB beside Ray's own processes."""
 RAY_MESSAGE = (
     "1 worker(s) were killed due to the node running low on memory. Memory on the node "
     "(IP: 10.0.0.7, ID: 55a7) was 22.40GB used / 23.54GB limit (0.951)\nOOM kill reason: …"
 )
+
+
+@dataclass
+class FailsWhenReceived:
+    """The function of a training, which the first worker that receives it cannot read."""
+
+    flag: Path
+
+    def __call__(self, config: dict[str, str]) -> None:
+        train_worker(config)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        is_worker = "RayTrainWorker" in " ".join(psutil.Process().cmdline())
+        if is_worker and not self.flag.exists():
+            self.flag.touch()
+            raise ray.exceptions.OutOfMemoryError(RAY_MESSAGE)
+
+
+class DiesWhenReceived(FailsWhenReceived):
+    """The same, but the worker's process dies."""
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        try:
+            super().__setstate__(state)
+        except ray.exceptions.OutOfMemoryError:
+            psutil.Process().kill()
 
 
 @pytest.fixture
@@ -88,7 +122,7 @@ def test_unlimited_failures_allow_unlimited_tries():
             raise ray.exceptions.OutOfMemoryError(RAY_MESSAGE)
         return "trained"
 
-    assert ray_run._train_within_memory(train, recipe) == "trained"
+    assert train_through_failures(train, recipe) == "trained"
     assert tried == [4, 3, 2, 2, 2]
 
 
@@ -102,3 +136,33 @@ def test_the_error_names_the_machine_on_which_ray_ends_every_process(new_run, mo
     assert "the machine 127.0.0.1 has too little memory for its share of the workers (1)" in str(
         raised.value
     )
+
+
+def test_training_continues_after_ray_has_ended_workers_that_start(new_run, monkeypatch):
+    """Ray itself ends processes of eight workers, which need more memory than there seems to be."""
+    memory = psutil.virtual_memory()
+    limit = memory.total - memory.available + ROOM_BYTES
+    monkeypatch.setenv("RAY_memory_usage_threshold", str(limit / memory.total))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    run = new_run(epochs=2, workers=8, min_workers=1, max_failures=9)
+    with ray_cluster(cpus=8):
+        run.train()
+    assert run.position == 2 * IMAGES
+    assert run.reports[-1].workers < 8
+
+
+@pytest.mark.parametrize("function", [FailsWhenReceived, DiesWhenReceived])
+def test_a_group_whose_start_failed_leaves_its_places_to_the_next(new_run, tmp_path, function):
+    """The cluster has no place for a second group beside the first."""
+    run = new_run(epochs=2, workers=2, min_workers=1, max_failures=3)
+    with ray_cluster(cpus=2):
+        run.train(worker=function(tmp_path / "flag"))
+    assert (tmp_path / "flag").exists()
+    assert run.position == 2 * IMAGES
+
+
+def test_the_error_says_that_workers_die_while_they_start(new_run, tmp_path):
+    run = new_run(epochs=2, workers=2, min_workers=1, max_failures=0)
+    with ray_cluster(cpus=2), pytest.raises(FractalError) as raised:
+        run.train(worker=DiesWhenReceived(tmp_path / "flag"))
+    assert "a worker died while the workers started, and max_failures (0) is" in str(raised.value)

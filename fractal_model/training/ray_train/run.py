@@ -1,17 +1,15 @@
 """Adapter of Ray Train: launches the workers of a run and waits for them.
 
 A run that is started again continues from its last checkpoint. If a worker dies or hangs, Ray
-restarts the workers from that checkpoint. Their number may change within the recipe's range. If a
-machine has too little memory, training continues with three quarters of the workers.
+restarts the workers from that checkpoint. Their number may change within the recipe's range.
 """
 
 import logging
 import math
 import os
-import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 
@@ -24,10 +22,12 @@ from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from fractal_model.common.errors import FractalError, last_line, one_line
+from fractal_model.common.errors import FractalError
 from fractal_model.config.training import TrainingConfig
 from fractal_model.training.job import Report, Stopped, TrainingJob
 from fractal_model.training.ray_train.best import best_checkpoint
+from fractal_model.training.ray_train.failed_start import FreeFailedStart
+from fractal_model.training.ray_train.failures import train_through_failures
 from fractal_model.training.ray_train.relay import Relay
 from fractal_model.training.ray_train.validation_points import (
     OnPoint,
@@ -43,12 +43,6 @@ contain a machine that was just lost; the next plan does not."""
 POLL_SECONDS = 0.25
 """Seconds between Ray's requests for reports. A worker waits until Ray has taken its last report,
 so Ray's default of two seconds would slow down a training with short steps."""
-_OUT_OF_MEMORY = re.compile(
-    r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
-)
-"""Matches Ray's message about processes that it ended because memory ran low."""
-_LOST_CONNECTION = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|DistBackend")
-"""Matches the error of a worker that has lost its connection to another worker."""
 logger = logging.getLogger("fractal.training")
 
 
@@ -88,7 +82,7 @@ def run_training(
         Relay(job.local / "reports" / job.run_id, handle_report) as relay,
         follow_points(points, on_point),
     ):
-        result = _train_within_memory(train, recipe)
+        result = train_through_failures(train, recipe)
     if stop_reasons:
         raise FractalError(f"training ended: {stop_reasons[0]}")
     assert result.checkpoint is not None  # The last step of a training saves one.
@@ -116,7 +110,8 @@ def _make_trainer(
             storage_path=job.storage,
             failure_config=FailureConfig(max_failures=recipe.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
-            callbacks=[relay.callback],
+            # Ray also accepts its internal kind of callback, without saying so in its types.
+            callbacks=[relay.callback, FreeFailedStart()],  # type: ignore[list-item]
         ),
         validation_config=validation_of(job, by_workers=by_workers),
     )
@@ -134,54 +129,6 @@ def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
         logger.warning("%s: no checkpoint could be validated, so the last one is used", job.size)
         return f"{run}/{last}"
     return f"{run}/{best}"
-
-
-def _train_within_memory(
-    train: Callable[[int], ray.train.Result], recipe: TrainingConfig
-) -> ray.train.Result:
-    """Call `train` with the recipe's number of workers. While a machine has too little memory, call
-    it again with three quarters of the workers. FractalError: training failed for another reason,
-    or more than `max_failures` times."""
-    workers, failures = recipe.workers, 0
-    while True:
-        try:
-            return train(workers)
-        except (ray.train.TrainingFailedError, ray.exceptions.OutOfMemoryError) as error:
-            failures += 1
-            shortage = _memory_shortage(error, workers)
-            if shortage is None or 0 <= recipe.max_failures < failures:  # -1 means no limit.
-                raise _training_error(error, shortage, recipe) from error
-        workers = max(recipe.min_workers, workers * 3 // 4)
-        logger.warning("%s; training continues with at most %d", shortage, workers)
-
-
-def _memory_shortage(error: BaseException, workers: int) -> str | None:
-    """Describe which machine has too little memory; None if `error` has another cause."""
-    failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    for cause in (error, *failures.values()):
-        if match := _OUT_OF_MEMORY.search(str(cause)):
-            machine, used, limit = match.groups()
-            return (
-                f"the machine {machine} has too little memory for its share of the workers "
-                f"({workers}): {used} of {limit} GB were in use, and Ray ended processes there"
-            )
-    return None
-
-
-def _training_error(
-    error: BaseException, shortage: str | None, recipe: TrainingConfig
-) -> FractalError:
-    again = "run again, training continues from the last checkpoint"
-    if shortage is not None:
-        way_out = "lower workers and min_workers in params.yaml or add memory"
-        return FractalError(f"training failed: {shortage}; {way_out}, and {again}")
-    if isinstance(error, ray.train.WorkerGroupError):
-        return FractalError(
-            f"training failed on a worker, and max_failures ({recipe.max_failures}) is reached: "
-            f"{_first_cause(error.worker_failures)}; correct this and {again}"
-        )
-    logs = "Ray's logs are in /tmp/ray/session_latest/logs/train"
-    return FractalError(f"training failed: {one_line(error)}; {again} ({logs})")
 
 
 def _scaling(recipe: TrainingConfig, workers: int) -> ScalingConfig:
@@ -245,10 +192,3 @@ def _require_resources(recipe: TrainingConfig) -> None:
             f"{', '.join(kinds) or 'none'}: change accelerator_type in params.yaml, or name "
             f"another cluster in RAY_ADDRESS"
         )
-
-
-def _first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Return the last line of the failure that probably caused the others: the first failure that
-    is not a lost connection. If all are lost connections, it is the first of all."""
-    causes = [last_line(failure) for failure in failures.values()]
-    return min(causes, key=lambda cause: bool(_LOST_CONNECTION.search(cause)))
