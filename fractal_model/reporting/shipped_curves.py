@@ -2,7 +2,7 @@
 
 The first line of a file is a comment with a JSON object, the `Origin`. The other lines are a table
 with the column `epoch`, and for each metric its mean over the seeds and its spread. A cell is
-empty if the metric was not measured at that epoch.
+empty if the metric was not measured at that epoch, and all spreads are if there is one seed.
 """
 
 import csv
@@ -64,7 +64,9 @@ def parse_curve(text: str) -> tuple[Origin, ReferenceCurve]:
     curves = {
         metric: tuple(
             CurvePoint(
-                epoch=float(row["epoch"]), value=float(row[metric]), spread=float(row[column])
+                epoch=float(row["epoch"]),
+                value=float(row[metric]),
+                spread=float(row[column]) if row[column] else None,
             )
             for row in rows
             if row[metric]
@@ -76,8 +78,8 @@ def parse_curve(text: str) -> tuple[Origin, ReferenceCurve]:
 
 
 def format_curve(origin: Origin, runs: Sequence[Mapping[str, Points]]) -> str:
-    """Return the text of a CSV file made of the curves by metric of each of the `runs`, which are
-    two or more. An epoch that a run lacks is left out."""
+    """Return the text of a CSV file made of the curves by metric of each of the `runs`. An epoch
+    that a run lacks is left out."""
     columns = {metric: _summarise([run[metric] for run in runs]) for metric in COLUMNS}
     file = io.StringIO()
     file.write(f"{_COMMENT}{origin.model_dump_json()}\n")
@@ -94,6 +96,8 @@ def _summarise(curves: Sequence[Points]) -> dict[float, tuple[str, str]]:
     by_epoch = [dict(epoch_means(curve)) for curve in curves]
     epochs = sorted(set.intersection(*(set(values) for values in by_epoch)))
     groups = [[values[epoch] for values in by_epoch] for epoch in epochs]
+    if len(curves) == 1:
+        return {epoch: (f"{value:.5f}", "") for epoch, (value,) in zip(epochs, groups, strict=True)}
     variances = [statistics.variance(group) for group in groups]
     summary = {}
     for number, (epoch, group) in enumerate(zip(epochs, groups, strict=True)):

@@ -4,7 +4,8 @@
     python -m tests.benchmarks.make_reference_curve --size digits --seeds 0,1,2
 
 The trainings are found in MLflow by their fingerprints: they must have the settings of params.yaml,
-apart from the seed. The result replaces the file in fractal_model/reporting/reference_curves/.
+apart from the seed. Without a second seed there is no spread, and no difference is called too large.
+The result replaces the file in fractal_model/reporting/reference_curves/.
 pytest does not collect this program.
 """
 
@@ -18,6 +19,7 @@ from mlflow.entities import Run
 
 from fractal_model.common.console import errors_on_one_line, say
 from fractal_model.common.errors import FractalError
+from fractal_model.common.plurals import count_of
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.reporting import shipped_curves
 from fractal_model.tracking import store, training_history
@@ -47,8 +49,6 @@ def make(
 ) -> None:
     """Write the reference curve of a size from its finished trainings."""
     settings, numbers = load_params(params), [int(seed) for seed in seeds.split(",")]
-    if len(numbers) < 2:
-        raise FractalError(f"--seeds {seeds} is one seed: a spread needs two or more")
     store.connect(settings.paths.outputs)
     curves, fingerprints = [], []
     for seed in numbers:
@@ -70,7 +70,7 @@ def make(
     )
     file = FOLDER / shipped_curves.curve_file_name(size)
     file.write_text(shipped_curves.format_curve(origin, curves), encoding="utf-8")
-    say(f"{file}: {len(numbers)} trainings")
+    say(f"{file}: {count_of(len(numbers), 'training')}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,15 @@ def test_what_is_written_is_read():
     assert (held_out.epoch, held_out.value, held_out.spread) == (2.0, 0.85, 0.07071)
 
 
+def test_the_curve_of_one_training_has_no_spread():
+    text = format_curve(ORIGIN, RUNS[:1])
+    assert text.splitlines()[2] == "1,3.00000,,,"
+    _, curve = parse_curve(text)
+    comparison = curve.compare("loss", 2.0, 9.0)
+    assert comparison is not None
+    assert (comparison.excess, comparison.normal) == (8.0, None)
+
+
 @pytest.mark.parametrize(
     "change",
     [
