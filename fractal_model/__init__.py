@@ -42,6 +42,9 @@ LOCAL_RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # This machine is not preempted, so Ray need not start an actor that watches for it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # The process of a validation waits for the next one. By default Ray ends it after a second, and
+    # on a small machine importing torch again would cost more than the validation.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 if not os.environ.get("RAY_ADDRESS"):
     _ENVIRONMENT |= LOCAL_RAY
