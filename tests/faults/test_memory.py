@@ -19,8 +19,6 @@ from tests.support.disturbed_runs import IMAGES
 from tests.support.recipes import RECIPE
 
 pytestmark = pytest.mark.faults
-ROOM_BYTES = 2.5e9
-"""Room for three or four workers of 0.5 GB beside Ray's own processes."""
 RAY_MESSAGE = (
     "1 worker(s) were killed due to the node running low on memory. Memory on the node "
     "(IP: 10.0.0.7, ID: 55a7) was 22.40GB used / 23.54GB limit (0.951)\nOOM kill reason: …"
@@ -136,19 +134,6 @@ def test_the_error_names_the_machine_on_which_ray_ends_every_process(new_run, mo
     assert "the machine 127.0.0.1 has too little memory for its share of the workers (1)" in str(
         raised.value
     )
-
-
-def test_training_continues_after_ray_has_ended_workers_that_start(new_run, monkeypatch):
-    """Ray itself ends processes of eight workers, which need more memory than there seems to be."""
-    memory = psutil.virtual_memory()
-    limit = memory.total - memory.available + ROOM_BYTES
-    monkeypatch.setenv("RAY_memory_usage_threshold", str(limit / memory.total))
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
-    run = new_run(epochs=2, workers=8, min_workers=1, max_failures=9)
-    with ray_cluster(cpus=8):
-        run.train()
-    assert run.position == 2 * IMAGES
-    assert run.reports[-1].workers < 8
 
 
 @pytest.mark.parametrize("function", [FailsWhenReceived, DiesWhenReceived])
