@@ -4,8 +4,8 @@
     python -m tests.benchmarks.make_reference_curve --size digits --seeds 0,1,2
 
 The trainings are found in MLflow by their fingerprints: they must have the settings of params.yaml,
-apart from the seed. Without a second seed there is no spread, and no difference is called too large.
-The result replaces the file in fractal_model/reporting/reference_curves/.
+apart from the seed. Without a second seed there is no spread, and no difference is called too
+large. The result replaces the file in fractal_model/reporting/reference_curves/.
 pytest does not collect this program.
 """
 

@@ -79,6 +79,8 @@ def train(epochs: int, validate_every: int, preview_every: int) -> dict[str, flo
             on_point=lambda point, grids: points.append(point),
         )
         total = time.monotonic() - started
+    if validate_every and not points:
+        raise FractalError("no validation gave a point: look at the workers' logs")
     speed = statistics.median(report.images_per_second for report in reports[2:])
     for point in points:
         if point.failure is not None:

@@ -1,12 +1,12 @@
 """Adapter of validation to Ray Train: finishes the point of a checkpoint in a Ray task while
 training continues. The task measures the checkpoint, unless the workers have measured it already.
 
-Decided here: the task has the lowest priority in the machine's scheduler. It measures on a GPU that
-the workers leave free, or on the CPU if the workers use no GPU. If the workers use all GPUs, they
-measure themselves (see `validation_turn.py`), because a second process on a worker's GPU could take
-the memory that training needs, and published sizes are too slow on a CPU. Ray runs one task at a
-time, with a timeout, and keeps its checkpoint until it ends. If measuring fails, the point has the
-reason, and training continues.
+Decided here: the task has the lowest priority in the machine's scheduler, and as many threads as a
+worker. It measures on a GPU that the workers leave free, or on the CPU if the workers use no GPU.
+If the workers use all GPUs, they measure themselves (see `validation_turn.py`), because a second
+process on a worker's GPU could take the memory that training needs, and published sizes are too
+slow on a CPU. Ray runs one task at a time, with a timeout, and keeps its checkpoint until it ends.
+If measuring fails, the point has the reason, and training continues.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow
 import ray
 import ray.train
+import torch
 from pyarrow.fs import FileSystem
 
 # `ray.train` has these names at run time, but its type annotations do not.
@@ -75,6 +76,8 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.nice(LOWEST_PRIORITY - os.nice(0))
     job = TrainingJob.model_validate_json(settings["job"])
+    if not job.recipe.uses_gpu:  # More threads would wait for each other while workers compute.
+        torch.set_num_threads(max(1, int(job.recipe.resources_per_worker.get("CPU", 1))))
     points = ValidationPoints.of_run(job.storage, job.name)
     if "position" in settings:
         point = points.read_measured(settings["position"])
