@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from fractal_model.common.errors import FractalError
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -51,6 +49,8 @@ def prepare_compiler() -> None:
             f"compile is on and {compiler} is not on the PATH: install a C++ compiler, set CXX to "
             f"the name of one, or turn compile off"
         )
+    import torch  # Commands that only ask for a compiler must start fast.
+
     for function in _constant_functions:
         torch.compiler.assume_constant_result(function)
 

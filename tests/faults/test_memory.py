@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import ray.train
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 
 from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
@@ -50,6 +54,32 @@ class DiesWhenReceived(FailsWhenReceived):
             super().__setstate__(state)
         except ray.exceptions.OutOfMemoryError:
             psutil.Process().kill()
+
+
+class DiesInSetUp(_TorchBackend):
+    """Torch's backend, whose worker 1 dies while the processes connect, as often as the file
+    `flag` says."""
+
+    def on_start(self, worker_group, backend_config) -> None:
+        flag = Path(backend_config.flag)
+        deaths = int(flag.read_text())
+        if deaths:
+            flag.write_text(str(deaths - 1))
+            worker_group.execute_single(1, kill_this_process)
+        super().on_start(worker_group, backend_config)
+
+
+def kill_this_process() -> None:
+    psutil.Process().kill()
+
+
+@dataclass
+class DyingConfig(TorchConfig):
+    flag: str = ""
+
+    @property
+    def backend_cls(self) -> type[DiesInSetUp]:
+        return DiesInSetUp
 
 
 @pytest.fixture
@@ -144,6 +174,22 @@ def test_a_group_whose_start_failed_leaves_its_places_to_the_next(new_run, tmp_p
         run.train(worker=function(tmp_path / "flag"))
     assert (tmp_path / "flag").exists()
     assert run.position == 2 * IMAGES
+
+
+@pytest.mark.parametrize(("deaths", "error"), [(2, None), (9, "a worker died while the workers")])
+def test_a_worker_may_die_while_the_processes_connect(
+    new_run, tmp_path, monkeypatch, deaths, error
+):
+    """The cluster has no place for a second group beside one that Ray forgets."""
+    flag = tmp_path / "deaths"
+    flag.write_text(str(deaths))
+    monkeypatch.setattr(ray_run, "TorchConfig", partial(DyingConfig, flag=str(flag)))
+    run = new_run(epochs=2, workers=2, min_workers=2, max_failures=3)
+    outcome = nullcontext() if error is None else pytest.raises(FractalError, match=error)
+    with ray_cluster(cpus=2), outcome:
+        run.train()
+    assert int(flag.read_text()) == max(0, deaths - 4)
+    assert run.position == (0 if error else 2 * IMAGES)
 
 
 def test_the_error_says_that_workers_die_while_they_start(new_run, tmp_path):

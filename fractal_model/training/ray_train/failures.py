@@ -1,8 +1,9 @@
 """Failures of a training that Ray does not repeat, and what they mean for people.
 
-Decided here: Ray starts the workers again if one dies or hangs during training. It ends with an
-error if a worker dies while the workers start, or if it ended a worker itself because the machine's
-memory ran low. These failures count towards `max_failures` here.
+Decided here: Ray starts the workers again if one dies or hangs during training, or while their
+processes connect. It ends with an error if a worker dies while it receives its function, or if Ray
+ended a worker itself because the machine's memory ran low. These failures count towards
+`max_failures` here.
 """
 
 import logging
@@ -14,6 +15,7 @@ import ray.train
 
 from fractal_model.common.errors import FractalError, last_line, one_line
 from fractal_model.config.training import TrainingConfig
+from fractal_model.training.ray_train.failed_start import StartFailedError
 
 _OUT_OF_MEMORY = re.compile(
     r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
@@ -49,8 +51,15 @@ def train_through_failures(
 
 
 def _is_death_at_start(error: BaseException) -> bool:
-    failure = error.controller_failure if isinstance(error, ray.train.ControllerError) else None
+    """True if a worker died while the workers started, or lost its connection to one that did."""
+    failure = _controller_failure(error)
+    if isinstance(failure, ray.exceptions.RayTaskError):
+        return _LOST_CONNECTION.search(str(failure)) is not None
     return isinstance(failure, ray.exceptions.RayActorError)
+
+
+def _controller_failure(error: BaseException) -> BaseException | None:
+    return error.controller_failure if isinstance(error, ray.train.ControllerError) else None
 
 
 def _memory_shortage(error: BaseException, workers: int) -> str | None:
@@ -80,7 +89,8 @@ def _training_error(
             f"correct this and {again}"
         )
     logs = "Ray's logs are in /tmp/ray/session_latest/logs/train"
-    if _is_death_at_start(error):
+    is_start_over = isinstance(_controller_failure(error), StartFailedError)
+    if is_start_over or _is_death_at_start(error):
         return FractalError(
             f"training failed: a worker died while the workers started, {reached}; {again} ({logs})"
         )

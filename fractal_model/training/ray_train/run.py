@@ -111,7 +111,7 @@ def _make_trainer(
             failure_config=FailureConfig(max_failures=recipe.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
             # Ray also accepts its internal kind of callback, without saying so in its types.
-            callbacks=[relay.callback, FreeFailedStart()],  # type: ignore[list-item]
+            callbacks=[relay.callback, FreeFailedStart(recipe.max_failures)],  # type: ignore[list-item]
         ),
         validation_config=validation_of(job, by_workers=by_workers),
     )
