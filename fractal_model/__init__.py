@@ -42,8 +42,8 @@ LOCAL_RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # This machine is not preempted, so Ray need not start an actor that watches for it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # The process of a validation waits for the next one. By default Ray ends it after a second, and
-    # on a small machine importing torch again would cost more than the validation.
+    # The process of a validation waits a minute for the next one. By default Ray ends it after a
+    # second, and importing torch again costs a small training more than the validation itself.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 if not os.environ.get("RAY_ADDRESS"):

@@ -318,6 +318,11 @@ class TrainingConfig(StrictModel):
         return math.ceil(round(needed, 4))
 
     @property
+    def threads_per_worker(self) -> int:
+        """Threads with which a worker computes on a CPU."""
+        return max(1, int(self.resources_per_worker.get("CPU", 1)))
+
+    @property
     def uses_gpu(self) -> bool:
         return "GPU" in self.resources_per_worker
 

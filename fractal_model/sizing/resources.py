@@ -21,9 +21,9 @@ from fractal_model.sizing.machine import Machine
 from fractal_model.sizing.recipe import FEW_IMAGES, Plan
 
 _POINTS = 7
-"""Number of validations in a training, as in digits."""
+"""Number of validations in a training."""
 _PROCESS_BYTES = 1.2e9
-"""Memory of a worker without its model: Python, torch and Ray."""
+"""Memory of a worker without its model, with some to spare: Python, torch and Ray."""
 _MEMORY_SHARE = 0.7
 """Largest share of the free memory that the estimate of a training may take."""
 _CPU_GROUP, _GPU_GROUP, _GOOD_GROUP = 16, 64, 8

@@ -90,7 +90,7 @@ def _time_step(size: Size, place: Path | str) -> StepTime:
         Path("/proc/self/oom_score_adj").write_text("1000")
     recipe = size.training
     if not recipe.uses_gpu:
-        torch.set_num_threads(max(1, int(recipe.resources_per_worker["CPU"])))
+        torch.set_num_threads(recipe.threads_per_worker)
     images = recipe.images_per_worker
     split = open_prepared(place, "train")
     examples = split.__getitems__([i % len(split) for i in range(images)])

@@ -16,8 +16,8 @@ class Meter:
     loaders and saving checkpoints.
 
     `images`: number of training images. `gflop_per_image`: operations of forward and backward pass
-    in 10⁹, and `peak_gflops`: the device's peak in 10⁹ operations per second; None: reports have no
-    `tflops` and no `mfu`."""
+    in 10⁹; without them reports have no `tflops`. `peak_gflops`: the device's peak in 10⁹
+    operations per second; without it they have no `mfu`."""
 
     def __init__(
         self,
@@ -98,11 +98,13 @@ class Meter:
         return max(0, self._trainer.end_position - self._trainer.position)
 
     def _efficiency(self, images_per_second: float) -> dict[str, float]:
-        """Return `tflops` and `mfu`, or an empty dict if operations or peak are unknown."""
-        if self._gflop_per_image is None or self._peak_gflops is None:
+        """Return `tflops` and `mfu`: both if operations and peak are known, none without
+        operations."""
+        if self._gflop_per_image is None:
             return {}
         gflops = images_per_second / self._workers * self._gflop_per_image
-        return {"tflops": gflops / 1000, "mfu": gflops / self._peak_gflops}
+        share = {} if self._peak_gflops is None else {"mfu": gflops / self._peak_gflops}
+        return {"tflops": gflops / 1000, **share}
 
     def _gpu_memory_gb(self) -> float | None:
         device = self._trainer.device

@@ -139,13 +139,17 @@ def test_without_any_curve_there_is_no_reference(champion, monkeypatch):
     assert find_reference(SIZE, DATA, None) is None
 
 
-def test_the_shipped_curve_of_digits_belongs_to_the_recipe_in_params():
+@pytest.mark.parametrize(("size", "seeds"), [("digits", 3), ("emoji-64", 1)])
+def test_the_shipped_curves_belong_to_the_recipes_in_params(size, seeds):
     """After a change of the recipe make it again: see CONTRIBUTING.md."""
-    found = read_shipped_curve("digits")
+    found, chosen = read_shipped_curve(size), load_params(SHIPPED).size(size)
     assert found is not None
     origin, curve = found
-    assert origin.settings == curve_settings(SIZE)
-    assert len(origin.seeds) >= 3
-    assert [point.epoch for point in curve.curves["loss"]] == list(range(1, 23))
-    assert len(curve.curves["nll_bits_per_dim"]) >= 6
-    assert all(point.spread > 0 for points in curve.curves.values() for point in points)
+    assert origin.settings == curve_settings(chosen)
+    assert len(origin.seeds) >= seeds
+    recipe = chosen.training
+    assert [p.epoch for p in curve.curves["loss"]] == list(range(1, recipe.epochs + 1))
+    every = list(range(recipe.validate_every_epochs, recipe.epochs, recipe.validate_every_epochs))
+    assert [p.epoch for p in curve.curves["nll_bits_per_dim"]] == [*every, recipe.epochs]
+    spreads = [point.spread for points in curve.curves.values() for point in points]
+    assert all(spread > 0 if seeds > 1 else spread is None for spread in spreads)

@@ -111,7 +111,8 @@ class _ReportWriter(UserCallback):
 
 def _combine_reports(reports: list[Report | Stopped]) -> Report | Stopped:
     """Return rank 0's report, with the longest data wait and the largest memory of any rank, and
-    the mean utilisation of all ranks. All ranks report the same loss: the mean over all ranks."""
+    the mean utilisation of the ranks that know their peak. All ranks report the same loss: the mean
+    over all ranks."""
     if isinstance(reports[0], Stopped):
         return reports[0]
     ranks = [report for report in reports if isinstance(report, Report)]

@@ -27,6 +27,7 @@ from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import one_line
 from fractal_model.common.logs import keep_secrets_out_of_logs
+from fractal_model.common.memory import return_freed_memory
 from fractal_model.config.training import TrainingConfig
 from fractal_model.config.weights import MODEL
 from fractal_model.training.job import TrainingJob, ValidationPoint
@@ -77,7 +78,7 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
     os.nice(LOWEST_PRIORITY - os.nice(0))
     job = TrainingJob.model_validate_json(settings["job"])
     if not job.recipe.uses_gpu:  # More threads would wait for each other while workers compute.
-        torch.set_num_threads(max(1, int(job.recipe.resources_per_worker.get("CPU", 1))))
+        torch.set_num_threads(job.recipe.threads_per_worker)
     points = ValidationPoints.of_run(job.storage, job.name)
     if "position" in settings:
         point = points.read_measured(settings["position"])
@@ -85,7 +86,15 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
             _finish(job, points, checkpoint, point, {})
     else:
         _measure(job, points, checkpoint)
+        _free_memory()
     return {}
+
+
+def _free_memory() -> None:
+    """Return the memory of a measurement, because Ray may keep this process for the next one."""
+    return_freed_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _measure(job: TrainingJob, points: ValidationPoints, checkpoint: ray.train.Checkpoint) -> None:

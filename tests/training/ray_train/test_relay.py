@@ -36,11 +36,10 @@ def test_reports_arrive_in_order_with_the_longest_wait_of_a_worker(tmp_path):
     assert list((tmp_path / "reports").iterdir()) == []
 
 
-def test_memory_is_the_largest_and_utilisation_the_mean_of_all_workers(tmp_path):
+def test_memory_is_the_largest_and_utilisation_the_mean_of_the_workers_that_know_it(tmp_path):
     received: list[Report | Stopped] = []
-    ranks = [
-        make_report(mfu=mfu, gpu_memory_gb=memory) for mfu, memory in ((0.5, 10.0), (0.3, 30.0))
-    ]
+    values = (0.5, 10.0), (0.3, 30.0), (None, 20.0)
+    ranks = [make_report(mfu=mfu, gpu_memory_gb=memory) for mfu, memory in values]
     with Relay(tmp_path / "reports", received.append) as relay:
         send(relay, *ranks)
     assert received == [make_report(mfu=pytest.approx(0.4), gpu_memory_gb=30.0)]

@@ -36,6 +36,7 @@ def data(tmp_path_factory) -> Path:
 def job(data, tmp_path, monkeypatch) -> TrainingJob:
     monkeypatch.setattr(validation_task.os, "nice", lambda increment: 0)
     monkeypatch.setattr(validation_task.ray, "get_gpu_ids", lambda: [])
+    monkeypatch.setattr(validation_task.torch, "set_num_threads", lambda threads: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     recipe = RECIPE.model_copy(update={"validate_every_epochs": 1, "validation": VALIDATION})
     return make_job(tmp_path, recipe=recipe, data=data, images=IMAGES)
