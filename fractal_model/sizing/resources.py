@@ -20,8 +20,8 @@ from fractal_model.sizing.choices import Choice, Entry
 from fractal_model.sizing.machine import Machine
 from fractal_model.sizing.recipe import FEW_IMAGES, Plan
 
-_POINTS = 7
-"""Number of validations in a training."""
+_POINTS = 6
+"""Smallest number of validations in a training, the one at its end included."""
 _PROCESS_BYTES = 1.2e9
 """Memory of a worker without its model, with some to spare: Python, torch and Ray."""
 _MEMORY_SHARE = 0.7
@@ -135,10 +135,10 @@ def _precision_reason(machine: Machine) -> str:
 def propose_upkeep(plan: Plan, steps: int, sample_seconds: float) -> Entry:
     """The settings of `training` about checkpoints, reports and validation. `sample_seconds`:
     seconds that drawing one image takes on the whole machine."""
-    every = max(1, plan.epochs // _POINTS)
+    every = max(1, (plan.epochs - 1) // (_POINTS - 1))
     held_out = plan.images.held_out
     entry = {
-        "checkpoint_every_epochs": Choice(2 * every),
+        "checkpoint_every_epochs": Choice(every),
         "checkpoint_every_minutes": Choice(30),
         "keep_checkpoints": Choice(2),
         "log_every_steps": Choice(max(1, min(50, steps // 100)), "about a hundred points a curve"),
