@@ -9,11 +9,14 @@ import difflib
 from collections.abc import Sequence
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.safe_text import shorten
 from fractal_model.config.model import UNCONDITIONAL, ModelConfig
 from fractal_model.model.fractal import NO_CLASS
 
 _NAME, _NUMBER = "name:", "number:"
 _LONGEST_NUMBER = 18  # digits
+_MOST_NAMES, _LONGEST_NAME = 10, 40
+"""Number of class names in a message, and the number of characters of each."""
 
 
 def split_classes(text: str) -> list[str]:
@@ -96,6 +99,16 @@ def _unknown_class_error(part: str, config: ModelConfig) -> FractalError:
     near = [] if is_number else difflib.get_close_matches(part.casefold(), names, n=1)
     hint = f", or did you mean {config.class_names[names.index(near[0])]!r}?" if near else ""
     return FractalError(
-        f"class {part!r} is unknown: this model knows 0 … {config.num_classes - 1} and "
-        f"{UNCONDITIONAL!r}{hint}"
+        f"class {part!r} is unknown: this model knows 0 … {config.num_classes - 1}"
+        f"{_examples(config)} and {UNCONDITIONAL!r}{hint}"
     )
+
+
+def _examples(config: ModelConfig) -> str:
+    """The first class names in brackets, or nothing if the names are the numbers themselves."""
+    names = config.class_names
+    if not names or all(_numeral(name) is not None for name in names):
+        return ""
+    more = ", …" if len(names) > _MOST_NAMES else ""
+    shown = (repr(shorten(name, _LONGEST_NAME)) for name in names[:_MOST_NAMES])
+    return f" ({', '.join(shown)}{more})"

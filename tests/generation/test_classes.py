@@ -103,3 +103,12 @@ def test_names_with_commas_are_written_in_quotes():
 def test_a_text_that_names_no_class_is_refused(text):
     with pytest.raises(FractalError, match=r"unknown: this model knows 0 … 3"):
         parse_classes(text, NAMED)
+
+
+def test_an_unknown_class_is_answered_with_the_first_names():
+    names = tuple(f"kind {number}" for number in range(12))
+    many = NAMED.model_copy(update={"num_classes": 12, "class_names": names})
+    with pytest.raises(
+        FractalError, match=r"0 … 11 \('kind 0', 'kind 1', .*'kind 9', …\) and 'none'"
+    ):
+        parse_classes("lion", many)

@@ -157,7 +157,7 @@ IMAGE, MASK = random_images(1, 4)[0], np.ones((4, 4), bool)
     ("call", "message"),
     [
         (lambda p: p("dgo"), "class 'dgo' is unknown: .* did you mean 'dog'"),
-        (lambda p: p(4), r"class '4' is unknown: this model knows 0 … 3 and 'none'"),
+        (lambda p: p(4), r"class '4' is unknown: this model knows 0 … 3 .*and 'none'"),
         (lambda p: p([-1]), "class '-1' is unknown"),
         (lambda p: p([1.5]), "a class is 1.5: give a whole number"),
         (lambda p: p(1.5), "a class is 1.5: give a whole number"),
