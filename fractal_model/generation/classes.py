@@ -100,12 +100,12 @@ def _unknown_class_error(part: str, config: ModelConfig) -> FractalError:
     hint = f", or did you mean {config.class_names[names.index(near[0])]!r}?" if near else ""
     return FractalError(
         f"class {part!r} is unknown: this model knows 0 … {config.num_classes - 1}"
-        f"{_examples(config)} and {UNCONDITIONAL!r}{hint}"
+        f"{_names_in_brackets(config)} and {UNCONDITIONAL!r}{hint}"
     )
 
 
-def _examples(config: ModelConfig) -> str:
-    """The first class names in brackets, or nothing if the names are the numbers themselves."""
+def _names_in_brackets(config: ModelConfig) -> str:
+    """Return the first class names in brackets, or no text if the names are the numbers."""
     names = config.class_names
     if not names or all(_numeral(name) is not None for name in names):
         return ""

@@ -47,7 +47,7 @@ class FailsWhenReceived:
 
 
 class DiesWhenReceived(FailsWhenReceived):
-    """The same, but the worker's process dies."""
+    """The function of a training; the process of the first worker that receives it dies."""
 
     def __setstate__(self, state: dict[str, object]) -> None:
         try:
@@ -75,6 +75,8 @@ def kill_this_process() -> None:
 
 @dataclass
 class DyingConfig(TorchConfig):
+    """The settings of `DiesInSetUp`. `flag`: the file with the number of deaths to come."""
+
     flag: str = ""
 
     @property

@@ -98,6 +98,14 @@ def test_a_checkpoint_is_measured_once_and_kept_as_the_best(job, points):
     assert points.attempts(64) == 1
 
 
+def test_the_task_has_the_threads_of_one_worker(job, monkeypatch):
+    threads: list[int] = []
+    monkeypatch.setattr(validation_task.torch, "set_num_threads", threads.append)
+    recipe = job.recipe.model_copy(update={"resources_per_worker": {"CPU": 2.5}})
+    validate(job.model_copy(update={"recipe": recipe}), save(job, 64))
+    assert threads == [2]
+
+
 def test_a_point_that_the_workers_have_measured_is_completed(job, points):
     measured = job.place(64, 8).model_copy(update={"metrics": {NLL: 0.25}, "seconds": 3.0})
     points.start(64)
