@@ -64,20 +64,20 @@ class _Worker:
         self._job = job
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
         self._split = open_training_images(job.data, job.recipe.holdout)
+        device, operations, peak = ray.train.torch.get_device(), job.gflop_per_image, None
+        if operations is not None:  # Measured first, so that its matrices add to no model.
+            local_rank = context.get_local_rank()
+            peak = peak_gflops(device, job.recipe.precision, local_rank=local_rank)
         self._trainer = Trainer(
             job.model,
             job.recipe,
             images=len(self._split),
             rank=self._rank,
             world_size=self._world_size,
-            device=ray.train.torch.get_device(),
+            device=device,
             start=self._start_weights(),
         )
         self._skipped: list[int] = []
-        operations, peak = job.gflop_per_image, None
-        if operations is not None:
-            local_rank = context.get_local_rank()
-            peak = peak_gflops(self._trainer.device, job.recipe.precision, local_rank=local_rank)
         self._meter = Meter(
             self._trainer,
             len(self._split),
