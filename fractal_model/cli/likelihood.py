@@ -18,9 +18,10 @@ from fractal_model.cli.options import (
     path_option,
 )
 from fractal_model.common.console import progress_bar, say, show
+from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file, require_writable_file
 from fractal_model.common.plurals import count_of
-from fractal_model.config.params_source import DEFAULT_SOURCE
+from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
 
 if TYPE_CHECKING:
     from fractal_model.model.likelihood import Likelihood
@@ -48,7 +49,6 @@ def likelihood(
     estimated with random masks.
     """
     from fractal_model.data.manifest import manifest_files
-    from fractal_model.data.object_store import is_remote
     from fractal_model.data.prepared import open_prepared
     from fractal_model.evaluation.measure_likelihood import measure_likelihood
     from fractal_model.parallel.parts import LARGEST_PART
@@ -57,8 +57,7 @@ def likelihood(
 
     if out is not None:
         require_writable_file(out)
-    is_folder = is_remote(data) or Path(data).is_dir()
-    folder = data if is_folder else params.load().dataset_folder(data)
+    folder = _find_data(data, params)
     images = open_prepared(folder, split)
     network = load_model(model, find_outputs(params))
     with progress_bar("likelihood, images", len(images), images=True) as update:
@@ -93,6 +92,22 @@ def likelihood(
         "passes": result.passes,
         "seed": seed,
     }
+
+
+def _find_data(data: str, params: ParamsSource) -> Path | str:
+    """Return the place of a data set that is given as a name or a folder. FractalError: it is no
+    folder, and there are no settings that know names."""
+    from fractal_model.data.object_store import is_remote
+
+    if is_remote(data) or Path(data).is_dir():
+        return data
+    if find_outputs(params) is None:
+        raise FractalError(
+            f"{data} is no folder here, and there is no {params} that knows data sets by name: "
+            f"give the folder of a prepared data set, or run in a project's folder",
+            setting="data",
+        )
+    return params.load().dataset_folder(data)
 
 
 def _summary(result: Likelihood, seed: int) -> str:

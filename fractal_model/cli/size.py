@@ -32,7 +32,10 @@ def parse_budget(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)\s*([mhd])", text.strip())
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if not 60 <= seconds <= _LONGEST_DAYS * 86_400:
-        raise typer.BadParameter(f"{text!r} is no training time: give one such as 45m, 2h or 1.5d")
+        raise typer.BadParameter(
+            f"{text!r} is no training time between a minute and a year: give one such as 45m, 2h "
+            f"or 1.5d"
+        )
     return seconds
 
 
@@ -166,7 +169,8 @@ def _print(name: str, request: Request, proposal: Proposal, speed: float, check:
         say(f"note: {note}")
     seconds = training_seconds(size, images.train, speed)
     basis = "from the time of a trial step" if check else "without a trial step"
-    say(f"{name}: training takes about {duration(seconds)} on this machine, {basis}")
+    about = "about " if seconds >= 60 else ""
+    say(f"{name}: training takes {about}{duration(seconds)} on this machine, {basis}")
 
 
 def _words(value: object) -> str:

@@ -94,7 +94,7 @@ def require_new(folder: Path) -> None:
     """Raise FractalError if the folder exists, because results are never overwritten."""
     if folder.exists() or folder.is_symlink():
         raise FractalError(
-            f"{folder} exists already and is not overwritten: choose another folder, or remove "
+            f"{folder} exists already and is not overwritten: choose another name, or remove "
             f"it first"
         )
 

@@ -15,6 +15,18 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 SHOWN_PROBLEMS = 20
 _LONGEST = 100
+_EXPECTED = {
+    "int_type": "expected an integer",
+    "int_from_float": "expected an integer",
+    "float_type": "expected a number",
+    "string_type": "expected a text",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "tuple_type": "expected a list",
+    "dict_type": "expected keys with values",
+    "model_type": "expected keys with values",
+}
+"""For values of a wrong type, words that people who write YAML know, by pydantic's type."""
 
 
 def read_json(file: Path, model: type[Settings], content: str) -> Settings:
@@ -40,19 +52,24 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         elif item["type"] == "missing":
             problems.append(f"key {key!r} is missing")
         else:
-            text = item["msg"].removeprefix("Value error, ")
-            value = item["input"]
-            ending = f", found {_short_repr(value)}" if isinstance(value, str | int | float) else ""
-            problems.append(f"{key}: {text}{ending}" if key else text)
+            kind, value = item["type"], item["input"]
+            text = _EXPECTED.get(kind, item["msg"].removeprefix("Value error, "))
+            is_shown = kind in _EXPECTED or isinstance(value, str | int | float)
+            ending = f", found {_short_repr(value)}" if is_shown else ""
+            problems.append(f"{key}: {text}{ending}" if key else f"{text}{ending}")
     if (more := error.error_count() - SHOWN_PROBLEMS) > 0:
         problems.append(f"and {more:,} more problems")
     return "; ".join(problems)
 
 
-def _short_repr(value: str | int | float) -> str:
-    """A value as Python writes it, shortened if it is long."""
+def _short_repr(value: object) -> str:
+    """A value as Python writes it, shortened if it is long; words for one that YAML writes
+    differently."""
     if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python may refuse to print it
         return f"an integer of {value.bit_length():,} bits"
+    words = {type(None): "null", bool: str(value).lower(), list: "a list", dict: "keys with values"}
+    if type(value) in words:
+        return words[type(value)]
     return repr(shorten(value, _LONGEST)) if isinstance(value, str) else repr(value)
 
 

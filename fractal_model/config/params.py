@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.strict import LARGEST_SEED, NUMBER, Seed, StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
-from fractal_model.common.validation import describe
+from fractal_model.common.validation import describe, name_nearest
 from fractal_model.config.architecture import Architecture
 from fractal_model.config.data import PreparationConfig
 from fractal_model.config.ddo import DDOConfig
@@ -196,7 +196,7 @@ class Params(StrictModel):
     def size(self, name: str) -> Size:
         """All settings of one size. FractalError: there is no such size."""
         if name not in self.models:
-            raise FractalError(f"size {name!r} is unknown: choose {' or '.join(self.models)}")
+            raise FractalError(f"size {name!r} is unknown{name_nearest(name, self.models)}")
         return Size(
             name=name,
             model=self.models[name].to_model(),

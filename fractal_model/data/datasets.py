@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.plurals import count_of
+from fractal_model.common.validation import name_nearest
 from fractal_model.config.data import DIGITS
 from fractal_model.config.params import Params
 from fractal_model.data.digits import prepare_digits
@@ -29,8 +30,8 @@ def require_dataset(params: Params, dataset: str) -> None:
     names = dataset_names(params)
     if dataset not in names:
         raise FractalError(
-            f"the data set {dataset!r} is unknown: choose {' or '.join(names)}, or add one with "
-            f"`fractal data register DIR`"
+            f"the data set {dataset!r} is unknown{name_nearest(dataset, names)}: choose another, "
+            f"or add one with `fractal data register DIR`"
         )
 
 

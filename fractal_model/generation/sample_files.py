@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file, require_writable, require_writable_file
+from fractal_model.common.litter import is_litter
 from fractal_model.generation.pictures import picture_grid, save_png
 
 LARGEST_GRID = 1024
@@ -63,7 +64,8 @@ def open_writer(
     `per_class` is the number of images of a class. `request` is the fingerprint of everything that
     decides the images. A folder with a part of the images of this request is completed. `source`
     becomes the content of the folder's SOURCE_FILE. FractalError: the suffix is unknown, the path
-    cannot be written, the folder has images of another request, or a grid is too large.
+    cannot be written, the folder has images of another request or other files, or a grid is too
+    large.
     """
     count, suffix = len(labels), out.suffix.lower()
     if suffix == ".png":
@@ -132,7 +134,7 @@ class _Folder(SampleWriter):
 
     def _require_request(self, request: str) -> None:
         """Check that the folder's images have the fingerprint `request`; write it if there are no
-        images. FractalError: the folder has images of another request."""
+        images. FractalError: the folder has images of another request, or other files."""
         file = self._out / REQUEST_FILE
         if file.is_file() and file.read_text().strip() == request:
             return
@@ -140,6 +142,11 @@ class _Folder(SampleWriter):
             raise FractalError(
                 f"the folder {self._out} holds images of another model, class, seed or setting: "
                 f"choose another folder, or remove the images and {REQUEST_FILE}"
+            )
+        if other := sorted(e.name for e in self._out.iterdir() if not is_litter(e.name)):
+            raise FractalError(
+                f"the folder {self._out} has other files, such as {other[0]}: choose a new or an "
+                f"empty folder"
             )
         with atomic_file(file) as partial:
             partial.write_text(f"{request}\n")

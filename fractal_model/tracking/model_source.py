@@ -30,6 +30,10 @@ _MARK = "#"
 _WITH_WEIGHTS = re.compile(
     rf"(?P<place>.*){_MARK}(?P<weights>model|ema(?:-[^/{_MARK}]*)?)", re.DOTALL
 )
+_REGISTERED_WITH_WEIGHTS = re.compile(
+    rf"(?P<place>{REGISTRY_SCHEME}[^{_MARK}]*){_MARK}(?P<weights>.*)", re.DOTALL
+)
+"""The name of a registered model has no mark, but that of a folder may have one."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -41,8 +45,9 @@ def split_weights(source: str | None) -> tuple[str | None, str | None]: ...
 def split_weights(source: str | None) -> tuple[str | None, str | None]:
     """Split a model's source into its place and the name of the weights that it selects with
     `#model`, `#ema` or `#ema-0.999`; None if it selects none. FractalError: the decay is no number
-    between 0 and 1."""
-    match = _WITH_WEIGHTS.fullmatch(source or "")
+    between 0 and 1, or a registered model has another word after the mark."""
+    text = source or ""
+    match = _WITH_WEIGHTS.fullmatch(text) or _REGISTERED_WITH_WEIGHTS.fullmatch(text)
     if match is None:
         return source, None
     try:
@@ -77,6 +82,11 @@ def load_model(source: str, outputs: Path | None = None) -> FractalModel:
     if folder.is_dir() and not any(any(folder.glob(name)) for name in CHECKPOINT_ONLY):
         raise FractalError(
             f"the folder {folder} holds neither a checkpoint nor an exported model: check the path"
+        )
+    if not folder.exists():
+        raise FractalError(
+            f"there is no model {place}: give the folder of a checkpoint or of an exported model, "
+            f"a repository USER/NAME of the hub, or a registered model {REGISTRY_SCHEME}NAME@ALIAS"
         )
     return load_checkpoint(folder).build_model(weights, mark=_MARK)
 

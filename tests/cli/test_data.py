@@ -184,7 +184,10 @@ def test_preparation_reads_the_listing_once(project, fractal, monkeypatch):
             ["register", "raw", "--name", "own", "--resolution", "8", "--background", "red"],
             r"the background is 'red', expected white, black .* \(--background\)",
         ),
-        (["prepare", "imagenet64"], "'imagenet64' is unknown: choose digits, or add one"),
+        (
+            ["prepare", "imagenet64"],
+            "'imagenet64' is unknown, known are digits: choose another, or add one",
+        ),
         (["reference", "imagenet64"], "no prepared data set at .*fractal data register DIR"),
         (["report", "nothing"], "no prepared data set at .*dvc repro"),
         (["verify", "nothing"], "no prepared data set at .*dvc repro"),

@@ -437,7 +437,7 @@ def test_a_file_needs_its_size(fractal, published):
 
 
 def test_an_unknown_size_is_named(fractal):
-    with pytest.raises(FractalError, match="size 'mar-xl' is unknown: choose ar3 or mar3"):
+    with pytest.raises(FractalError, match="size 'mar-xl' is unknown, did you mean 'mar"):
         fractal("import", "mar-xl")
 
 

@@ -61,7 +61,7 @@ def test_an_autoregressive_model_is_exact(workplace, tmp_path):
         (("--seed", -1), "seed -1.*0 … 4294967295"),
         (("--split", "test"), "no split 'test': choose one of validation"),
         (("--data", "none"), "none"),
-        (("--model", "none"), "no checkpoint folder none"),
+        (("--model", "none"), "there is no model none: give the folder of a checkpoint"),
         (("--workers", -1), "number of workers is -1: give 1 or more"),
         (("--out", "/dev/null/x.csv"), "cannot be made"),
     ],
@@ -70,6 +70,15 @@ def test_a_wrong_option_is_refused(workplace, arguments, message):
     base = {"--data": "tiny"} | dict([arguments])
     with pytest.raises(FractalError, match=message):
         workplace.run("likelihood", *(word for pair in base.items() for word in pair))
+
+
+def test_without_settings_the_data_is_a_folder(workplace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["likelihood", "--model", str(workplace.folder / "model"), "--passes", "1", "--data"]
+    refused = CliRunner().invoke(app, [*words, "digits"])
+    message = "digits is no folder here, and there is no params.yaml that knows data sets by name"
+    assert message in str(refused.exception)
+    assert CliRunner().invoke(app, [*words, str(workplace.data)]).exit_code == 0
 
 
 def test_a_folder_is_no_output_file(workplace, tmp_path):

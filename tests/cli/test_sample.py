@@ -200,7 +200,7 @@ def test_a_stopped_folder_is_completed(workplace, tmp_path):
         (("--iterations", "4"), "iterations: '4' has 1 number, expected 2"),
         (("--seed", -1), "seed -1 with 16 images .* 0 … 4294967280"),
         (("--seed", 2**32 - 5), "seed 4294967291 with 16 images .* 0 … 4294967280"),
-        (("--size", "mar-9"), "size 'mar-9' is unknown: choose .* or digits"),
+        (("--size", "mar-9"), "size 'mar-9' is unknown, did you mean 'mar-"),
         (("--batch-size", 0), "batch size 0 is out of range"),
         (("--out", "x.jpg"), "ending '.jpg'"),
         (("--out", "/dev/null/x.png"), "cannot be made"),

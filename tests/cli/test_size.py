@@ -84,7 +84,7 @@ def test_a_size_to_follow(project):
         (["x", "--dataset", "roses"], "no prepared data set at .*roses: build it with `dvc repro`"),
         (["x", "--dataset", "held-out"], "train"),
         (["x", "--dataset", "tiny", "--like", "mar-64"], "mar-64 is for images of 64 px, those of"),
-        (["x", "--dataset", "tiny", "--like", "mar-65"], "size 'mar-65' is unknown: choose"),
+        (["x", "--dataset", "tiny", "--like", "mar-65"], "size 'mar-65' is unknown"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(project, arguments, message):
@@ -104,5 +104,5 @@ def test_a_budget_is_a_length_of_time(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "2", "h", "-1h", "0.5m", "400d", "2 weeks", "1e3h", "nan h"])
 def test_a_budget_that_is_none_is_refused(text):
-    with pytest.raises(typer.BadParameter, match="is no training time: give one such as 45m"):
+    with pytest.raises(typer.BadParameter, match="is no training time .*: give one such as 45m"):
         parse_budget(text)

@@ -63,9 +63,19 @@ def test_the_last_of_several_overrides_wins_and_a_section_may_be_new():
         (["trainning.digits.epochs=5"], ["unknown key 'trainning', did you mean 'training'?"]),
         (["training.digits.regster=best"], ["did you mean 'register'?"]),
         (["training.digits.epochs=0"], ["greater than or equal to 1, found 0"]),
+        (
+            ["training.digits.epochs=null"],
+            ["epochs: expected an integer, found null"],
+        ),
+        (["training.digits.epochs=2.5"], ["expected an integer, found 2.5"]),
+        (["training.digits.flip=maybe"], ["flip: expected true or false, found 'maybe'"]),
+        (["training.digits.betas=3"], ["betas: expected a list, found 3"]),
+        (["training.digits.dataset={a: 1}"], ["expected a text, found keys with values"]),
+        (["training.digits.weight_decay=[1]"], ["expected a number, found a list"]),
+        (["training.digits=5"], ["training.digits: expected keys with values, found 5"]),
         (["training.digits.epochs=022"], ["epochs=022: column 1: '022' is ambiguous"]),
         (["training.digits.betas=[1,2"], ["betas=[1,2: column 5: while parsing"]),
-        (["training.digits.epochs.x=5"], ["training.digits.epochs: Input should be a valid int"]),
+        (["training.digits.epochs.x=5"], ["training.digits.epochs: expected an integer, found"]),
         (["training.digits.epochs"], ["'training.digits.epochs' sets nothing: give a key and"]),
         (["=5"], ["'=5' sets nothing"]),
         (["training..epochs=5"], ["sets nothing"]),
@@ -99,7 +109,7 @@ def test_a_mistake_in_the_file_names_the_file(tmp_path):
     assert str(raised.value).startswith(f"{file}: ") and raised.value.setting == ""
     assert load_params(file, ["training.digits.epochs=9"]).training["digits"].epochs == 9
     file.write_text("just text")
-    with pytest.raises(FractalError, match=r"params\.yaml: Input should be a valid dictionary"):
+    with pytest.raises(FractalError, match=r"params\.yaml: expected keys with values"):
         load_params(file, ["training.digits.seed=3"])
 
 

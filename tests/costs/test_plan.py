@@ -223,7 +223,7 @@ def invoke(*arguments: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mar-x",), "size 'mar-x' is unknown: choose "),
+        (("mar-x",), "size 'mar-x' is unknown, did you mean 'mar-"),
         (("mar-l", "--gpu", "tpu"), "GPU 'tpu' is unknown: choose h100, h100-pcie"),
     ],
 )

@@ -144,7 +144,7 @@ def test_fewer_epochs_have_a_shorter_warm_up(long_recipe, changes, warmup):
             "warmup_epochs 4 are more than epochs 3",
         ),
         (train.main, ["--batch-size", "33"], "batch_size 33 does not divide by the 2 workers"),
-        (train.main, ["--size", "emojo"], "size 'emojo' is unknown: choose "),
+        (train.main, ["--size", "emojo"], "size 'emojo' is unknown, did you mean 'emoji-64'"),
         (evaluate.main, ["--workers", "-1"], "workers: Input should be greater than or equal"),
         (evaluate.main, ["--model", "models:/fractal-digits/99"], "models:/fractal-digits/99"),
     ],

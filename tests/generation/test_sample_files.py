@@ -67,6 +67,16 @@ def test_a_folder_with_other_numbered_images_is_refused(tmp_path):
         open_writer(tmp_path, LABELS, image_size=4, per_class=2, request="r")
 
 
+def test_images_are_not_mixed_with_other_files(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FractalError, match="has other files, such as thesis.tex: choose a new"):
+        open_writer(tmp_path, LABELS, image_size=4, per_class=2, request="r")
+    assert {file.name for file in tmp_path.iterdir()} == {".DS_Store", "thesis.tex"}
+    (tmp_path / "thesis.tex").unlink()
+    assert open_writer(tmp_path, LABELS, image_size=4, per_class=2, request="r").missing
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("name", ["x.npz", "x.png", "folder"])
 def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(small_disk, name):

@@ -195,7 +195,7 @@ IMAGE, MASK = random_images(1, 4)[0], np.ones((4, 4), bool)
         (lambda p: p.likelihood(IMAGE, seed="a"), "seed is 'a': give a whole number"),
         (lambda p: p.likelihood(IMAGE, batch_size=0), "batch size 0 "),
         (lambda p: p.to("gpu"), "the device 'gpu' cannot be used"),
-        (lambda p: FractalPipeline.from_pretrained("/no/where"), "no checkpoint folder /no/where"),
+        (lambda p: FractalPipeline.from_pretrained("/no/where"), "there is no model /no/where"),
     ],
 )
 def test_a_wrong_argument_is_refused_on_one_line(pipe, elsewhere, call, message):

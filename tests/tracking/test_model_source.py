@@ -30,7 +30,7 @@ def test_an_invalid_registry_address_is_refused(tmp_path, source):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FractalError, match="no checkpoint folder"):
+    with pytest.raises(FractalError, match="there is no model"):
         load_model(str(tmp_path / "none"), tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_a_guide_is_loaded_for_the_model_and_named_by_its_content(tmp_path):
 
 def test_a_guide_that_is_missing_or_does_not_fit_is_an_error(tmp_path):
     tiny_model("ar").save_pretrained(tmp_path / "ar")
-    for name, reason in (("ar", "the guide's list of generators is"), ("none", "no checkpoint")):
+    for name, reason in (("ar", "the guide's list of generators is"), ("none", "there is no")):
         place = tmp_path / name
         with pytest.raises(FractalError, match=f"guide {place}: .*{reason}") as raised:
             attach_guide(tiny_model("mar"), SamplingConfig(guide=str(place)), None)
@@ -97,7 +97,7 @@ def test_a_name_of_the_hub_is_looked_up_there(tmp_path, monkeypatch, source):
     with pytest.raises(FractalError, match=f"no folder {source}, and no model .* from the hub"):
         load_model(source)
     (tmp_path / source).parent.mkdir()  # Then the name is a mistyped path.
-    with pytest.raises(FractalError, match=f"no checkpoint folder {source}"):
+    with pytest.raises(FractalError, match=f"there is no model {source}: give the folder"):
         load_model(source)
 
 
@@ -126,6 +126,11 @@ def test_a_source_is_split_into_place_and_weights(source, parts):
     assert split_weights(source) == parts
     if None not in parts:
         assert split_weights(select_weights(*parts)) == parts
+
+
+def test_another_word_after_a_registered_model_is_refused():
+    with pytest.raises(FractalError, match="'emaa' names no weights: give model, ema"):
+        split_weights("models:/fractal-digits@champion#emaa")
 
 
 @pytest.mark.parametrize("name", ["ema-1", "ema-0", "ema-", "ema-x", "ema-nan", "ema--0.9"])

@@ -126,6 +126,7 @@ def inspect(
         if builder.has_validation():
             raise _validation_exists_error(place, kind, options.holdout)
         builder.hold_out(options.holdout)
+        _require_held_out(place, builder)
     listing = builder.build(earlier)
     images = {split: listing.count(split) for split in (TRAIN, VALIDATION)}
     _require_both_splits(place, kind, images, companions, listing.refused)
@@ -213,6 +214,15 @@ def _validation_exists_error(place: Path | Place, kind: Kind, holdout: float) ->
     )
 
 
+def _require_held_out(place: Place, builder: ListingBuilder) -> None:
+    if len(builder) and not builder.has_validation():
+        raise FractalError(
+            f"{place} has one image of each class, and the last one of a class is never held out: "
+            f"add images",
+            setting="holdout",
+        )
+
+
 def _require_both_splits(
     place: Place,
     kind: Kind,
@@ -241,9 +251,7 @@ def _require_both_splits(
     in_absent = [entry for entry in refused if not images[entry.split]]
     refusals = ""
     if in_absent:
-        entry = in_absent[0]
-        example = f"{entry.split}/{entry.file}: {entry.reason}"
-        refusals = f" ({len(in_absent):,} refused, first {example})"
+        refusals = f" ({len(in_absent):,} refused, first {in_absent[0].words})"
     raise FractalError(f"{place} has no {absent} images to use{refusals}{no_truth}: {way_out}")
 
 

@@ -85,6 +85,7 @@ def register(
     image, when a class of the older registration has none, and for a bad name, resolution or
     option.
     """
+    found = find_place(place)
     datasets = _plan_datasets(data, name, resolutions)
     background = parse_background(background)
     if name == IMAGENET and (background, fit, label) != (WHITE, CROP, None):
@@ -93,7 +94,7 @@ def register(
             "them out, or register it under another name"
         )
     options = Options(holdout=holdout, label=label, background=background, fit=fit)
-    earlier, found = _earlier_class_names(data, name), find_place(place)
+    earlier = _earlier_class_names(data, name)
     source, listing = inspect(found, name, options, earlier, progress)
     _require_all_classes(data, name, earlier, listing.class_names)
     folder = data / "sources"

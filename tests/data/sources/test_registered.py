@@ -190,6 +190,10 @@ def test_other_folders_and_bad_arguments_are_refused(tmp_path):
     )
     mini.put(tmp_path / "one/cat/1.png", b"x")
     assert_refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*holdout")
+    assert_refused(
+        lambda: register(tmp_path / "one", data, **own, holdout=0.1),
+        "one image of each class, and the last one of a class is never held out: add images",
+    )
     for name in ("Own", "", "../x", "9", "a b"):
         assert_refused(
             lambda n=name: register(empty, data, name=n, resolutions=(8,)), "name .* cannot be"
