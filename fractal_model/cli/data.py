@@ -108,7 +108,7 @@ def register_source(
     if source.kind == "folder" and (ignored := ignored_folders(Path(place))):
         say(f"ignored: {', '.join(ignored)}; only train and validation (or val) are read")
     for entry in listing.refused[:3]:
-        say(f"refused: {entry.words}")
+        say(f"refused: {entry.split}/{entry.file}: {entry.reason}")
     if source.refused > 3:
         say(f"refused: {source.refused - 3:,} more; the report of the data set lists all of them")
     say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")

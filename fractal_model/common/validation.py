@@ -18,11 +18,16 @@ _LONGEST = 100
 _EXPECTED = {
     "int_type": "expected an integer",
     "int_from_float": "expected an integer",
+    "int_parsing": "expected an integer",
+    "int_parsing_size": "expected an integer",
     "float_type": "expected a number",
+    "float_parsing": "expected a number",
     "string_type": "expected a text",
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
+    "path_type": "expected a path",
     "tuple_type": "expected a list",
+    "list_type": "expected a list",
     "dict_type": "expected keys with values",
     "model_type": "expected keys with values",
 }
@@ -63,14 +68,15 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _short_repr(value: object) -> str:
-    """A value as Python writes it, shortened if it is long; words for one that YAML writes
-    differently."""
+    """A text or number as Python writes it, shortened if it is long; anything else in words."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python may refuse to print it
         return f"an integer of {value.bit_length():,} bits"
-    words = {type(None): "null", bool: str(value).lower(), list: "a list", dict: "keys with values"}
-    if type(value) in words:
-        return words[type(value)]
-    return repr(shorten(value, _LONGEST)) if isinstance(value, str) else repr(value)
+    if isinstance(value, str | int | float):
+        return repr(shorten(value, _LONGEST) if isinstance(value, str) else value)
+    words = {list: "a list", tuple: "a list", dict: "keys with values"}
+    return words.get(type(value), f"a {type(value).__name__}")
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

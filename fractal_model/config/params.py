@@ -214,26 +214,31 @@ class Params(StrictModel):
         return self.model_copy(update={"evaluation": {**self.evaluation, size: settings}})
 
     def find_size(self, model: ModelConfig) -> Size:
-        """Return the size with the same layers as `model`. FractalError: no size or several fit."""
+        """Return the first size with the same layers as `model`. FractalError: no size fits, or
+        several that differ in data set, sampling or evaluation."""
         layers = _layers(model)
         sizes = [name for name, row in self.models.items() if _layers(row.to_model()) == layers]
-        if len(sizes) != 1:
-            owners = f"sizes {' and '.join(sizes)} have" if sizes else "no size in params.yaml has"
+        uses = {(self.training[n].dataset, self.sampling[n], self.evaluation[n]) for n in sizes}
+        if len(uses) != 1:
+            reason = "no size in params.yaml has the layers of this model"
+            if sizes:
+                reason = f"sizes {' and '.join(sizes)} have the layers of this model, but differ"
             raise FractalError(
-                f"{owners} the layers of this model: choose the size whose settings to use, "
-                f"{' or '.join(self.models)}",
+                f"{reason}: choose the size whose settings to use, "
+                f"{' or '.join(sizes or self.models)}",
                 setting="size",
             )
         return self.size(sizes[0])
 
     def find_evaluation(self, dataset: str, size: str | None) -> EvaluationConfig:
-        """Return the evaluation settings of `size`. If it is None, return those that all sizes
-        of `dataset` share. FractalError: no size trains on `dataset`, or the settings of these
-        sizes differ."""
+        """Return the evaluation settings of `size`. If it is None, return those of the first size
+        of `dataset`. FractalError: no size trains on `dataset`, or its sizes differ in what matters
+        for images from files: their number, and how often statistics are computed."""
         if size is not None:
             return self.size(size).evaluation
         sizes = [name for name in self.models if self.training[name].dataset == dataset]
-        different = {self.evaluation[name] for name in sizes}
+        of_model = {"weights", "likelihood_passes", "batch_size", "workers", "seed"}
+        different = {self.evaluation[name].model_dump_json(exclude=of_model) for name in sizes}
         if len(different) != 1:
             ways = f"{len(different)} different ways" if sizes else "no size"
             raise FractalError(
@@ -241,7 +246,7 @@ class Params(StrictModel):
                 f"to use, {' or '.join(sizes or self.models)}",
                 setting="size",
             )
-        return different.pop()
+        return self.evaluation[sizes[0]]
 
     def dataset_folder(self, name: str) -> Path | str:
         """Folder of the prepared data set `name`, or its address in an object store."""

@@ -30,8 +30,8 @@ def require_dataset(params: Params, dataset: str) -> None:
     names = dataset_names(params)
     if dataset not in names:
         raise FractalError(
-            f"the data set {dataset!r} is unknown{name_nearest(dataset, names)}: choose another, "
-            f"or add one with `fractal data register DIR`"
+            f"the data set {dataset!r} is unknown{name_nearest(dataset, names)}; add one with "
+            f"`fractal data register DIR`"
         )
 
 

@@ -5,6 +5,7 @@ and its label. A split's checksum covers the checksums of its images in order. B
 when the images are divided into other shards, or when Arrow or the image encoder write other bytes.
 """
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -176,10 +177,18 @@ def _no_data_set_error(store: Store) -> FractalError:
             f"{store} has no {MANIFEST_NAME}, so it is not a complete prepared data set: "
             f"build it with `dvc repro`"
         )
-    hint = ""
-    if Path(str(store)).name.startswith("imagenet"):
+    hint, name = "", Path(str(store)).name
+    if isinstance(store, LocalStore) and (near := _nearest_data_set(store.folder)):
+        hint = f", did you mean {near!r}?"
+    elif name.startswith("imagenet"):
         hint = " (ImageNet is registered first, with `fractal data register DIR`)"
     return FractalError(f"no prepared data set at {store}: build it with `dvc repro`{hint}")
+
+
+def _nearest_data_set(folder: Path) -> str | None:
+    """The name of a prepared data set beside `folder` that is nearly its name."""
+    known = [file.parent.name for file in folder.parent.glob(f"*/{MANIFEST_NAME}")]
+    return next(iter(difflib.get_close_matches(folder.name, known, n=1)), None)
 
 
 def fit_size(size: Size, manifest: Manifest) -> Size:

@@ -143,7 +143,8 @@ class _Folder(SampleWriter):
                 f"the folder {self._out} holds images of another model, class, seed or setting: "
                 f"choose another folder, or remove the images and {REQUEST_FILE}"
             )
-        if other := sorted(e.name for e in self._out.iterdir() if not is_litter(e.name)):
+        others = {file.name for file in self._out.iterdir()} - {LABELS_FILE, SOURCE_FILE}
+        if other := sorted(name for name in others if not is_litter(name)):
             raise FractalError(
                 f"the folder {self._out} has other files, such as {other[0]}: choose a new or an "
                 f"empty folder"

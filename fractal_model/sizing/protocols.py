@@ -1,7 +1,7 @@
 """Propose how images are drawn from a size, and how it is measured.
 
 Decided here: as many samples as training images, at most the 50,000 of the published protocol, and
-on a slow machine no more than can be drawn in half of the training time.
+on a slow machine no more than can be drawn in half of the training time, but 100 at least.
 """
 
 import math
@@ -50,13 +50,17 @@ def propose_evaluation(
     """The entry of `evaluation`. `sample_seconds`: seconds that drawing one image takes on the
     whole machine."""
     affordable = _SHARE_OF_TRAINING * training_seconds / sample_seconds
-    wanted = min(images.train, PUBLISHED_SAMPLES)
-    total = max(min(wanted, affordable), _FEWEST_SAMPLES)
+    limits = {
+        "as many as training images": images.train,
+        "as published": PUBLISHED_SAMPLES,
+        "drawn in half the training time": affordable,
+    }
+    reason = min(limits, key=lambda limit: limits[limit])
+    total = limits[reason]
+    if total < _FEWEST_SAMPLES:
+        reason, total = "the fewest for a rough FID", _FEWEST_SAMPLES
     per_class = max(1, round(total / images.classes))
     samples = per_class * images.classes
-    reason = "as many as training images"
-    if affordable < wanted:
-        reason = "drawn in half the training time"
     subset = max(2, min(1000, min(samples, images.train) // 3))
     batch = min(_BATCH_PIXELS // images.resolution**2, _MOST_IN_BATCH[machine.gpus > 0])
     return {

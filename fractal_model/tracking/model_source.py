@@ -83,6 +83,11 @@ def load_model(source: str, outputs: Path | None = None) -> FractalModel:
         raise FractalError(
             f"the folder {folder} holds neither a checkpoint nor an exported model: check the path"
         )
+    if folder.is_file():
+        raise FractalError(
+            f"{folder} is a file, expected the folder of a model: a published checkpoint is "
+            f"imported with `fractal import` first"
+        )
     if not folder.exists():
         raise FractalError(
             f"there is no model {place}: give the folder of a checkpoint or of an exported model, "

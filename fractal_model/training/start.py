@@ -91,11 +91,6 @@ def read_start(size: Size, outputs: Path) -> Start | None:
     source = size.training.start_from
     if source is None:
         return None
-    if Path(source).is_file():
-        raise FractalError(
-            f"start_from {source} is a file, expected the folder of a model: import a published "
-            f"checkpoint with `fractal import` first"
-        )
     try:
         pinned, version = pin_version(source, outputs)
         parent = load_model(pinned, outputs)

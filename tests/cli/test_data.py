@@ -186,11 +186,12 @@ def test_preparation_reads_the_listing_once(project, fractal, monkeypatch):
         ),
         (
             ["prepare", "imagenet64"],
-            "'imagenet64' is unknown, known are digits: choose another, or add one",
+            "'imagenet64' is unknown, known are digits; add one",
         ),
         (["reference", "imagenet64"], "no prepared data set at .*fractal data register DIR"),
         (["report", "nothing"], "no prepared data set at .*dvc repro"),
         (["verify", "nothing"], "no prepared data set at .*dvc repro"),
+        (["prepare", "digist"], r"'digist' is unknown, did you mean 'digits'\?; add one with"),
         (["register-reference", "imagenet64", "x.npz"], "'imagenet64' is not registered"),
     ],
 )

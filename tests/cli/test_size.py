@@ -81,6 +81,7 @@ def test_a_size_to_follow(project):
     [
         (["digits", "--dataset", "tiny"], "the size digits exists already: choose another name"),
         (["My Size", "--dataset", "tiny"], "'My Size' cannot be the name of a size: give up to"),
+        (["x", "--dataset", "tiyn"], r"data/tiyn: .*, did you mean 'tiny'\?"),
         (["x", "--dataset", "roses"], "no prepared data set at .*roses: build it with `dvc repro`"),
         (["x", "--dataset", "held-out"], "train"),
         (["x", "--dataset", "tiny", "--like", "mar-64"], "mar-64 is for images of 64 px, those of"),

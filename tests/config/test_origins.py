@@ -7,7 +7,7 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.config.origins import list_settings
 from fractal_model.config.params_source import ParamsSource
-from tests.support.params import SHIPPED
+from tests.support.params import SHIPPED, shipped_text
 
 
 def _line(start: str) -> int:
@@ -45,7 +45,7 @@ def test_the_origin_of_a_setting(key, overrides, value, origin):
 
 def test_an_earlier_key_is_no_default(tmp_path):
     file = tmp_path / "params.yaml"
-    file.write_text(SHIPPED.read_text().replace("ema_decays: [] # such", "ema_decay: 0.9 #"))
+    file.write_text(shipped_text().replace("ema_decays: [] # such", "ema_decay: 0.9 #"))
     (setting,) = list_settings(ParamsSource(file), "training.digits.ema_decays")
     assert setting.value == [0.9] and setting.origin == "params.yaml"
 

@@ -12,7 +12,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.params import load_params
 from tests.support import REPOSITORY
-from tests.support.params import SHIPPED
+from tests.support.params import SHIPPED, shipped_text
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from tests.support.params import SHIPPED
     ],
 )
 def test_an_override_is_the_same_as_an_edited_file(tmp_path, line, edited, override):
-    file, text = tmp_path / "params.yaml", SHIPPED.read_text()
+    file, text = tmp_path / "params.yaml", shipped_text()
     assert line in text
     file.write_text(text)
     overridden, unchanged = load_params(file, [override]), load_params(file)
@@ -68,6 +68,9 @@ def test_the_last_of_several_overrides_wins_and_a_section_may_be_new():
             ["epochs: expected an integer, found null"],
         ),
         (["training.digits.epochs=2.5"], ["expected an integer, found 2.5"]),
+        (["training.digits.epochs=many"], ["expected an integer, found 'many'"]),
+        (["training.digits.clip_norm=high"], ["expected a number, found 'high'"]),
+        (["paths.data=null"], ["paths.data: expected a path, found null"]),
         (["training.digits.flip=maybe"], ["flip: expected true or false, found 'maybe'"]),
         (["training.digits.betas=3"], ["betas: expected a list, found 3"]),
         (["training.digits.dataset={a: 1}"], ["expected a text, found keys with values"]),
@@ -103,7 +106,7 @@ def test_a_mistake_names_the_override_and_the_way_out(overrides, words):
 
 def test_a_mistake_in_the_file_names_the_file(tmp_path):
     file = tmp_path / "params.yaml"
-    file.write_text(re.sub("epochs: 22", "epochs: 0", SHIPPED.read_text()))
+    file.write_text(re.sub("epochs: 22", "epochs: 0", shipped_text()))
     with pytest.raises(FractalError, match="digits.epochs: Input should be") as raised:
         load_params(file, ["training.digits.seed=3"])
     assert str(raised.value).startswith(f"{file}: ") and raised.value.setting == ""

@@ -112,7 +112,7 @@ MISTAKES = [
     (_set("nightly", "cron", value="0 1 * *"), ["nightly.cron", "5 fields", "'0 1 * *'"]),
     (_set("nightly", "cron", value="99 99 * * *"), ["nightly.cron", "Bad minute", "'99 99"]),
     (_set("training", "digits", "dataset", value="../../etc"), ["digits.dataset", "'../../etc'"]),
-    (_set("training", "digits", "flip", value="off"), ["digits.flip", "valid boolean", "'off'"]),
+    (_set("training", "digits", "flip", value="off"), ["digits.flip", "true or false", "'off'"]),
     (
         _set("training", "digits", "resources_per_worker", value={"cpu": 1, "": 1}),
         ["did you mean CPU?, found 'cpu'", "a resource needs a name: CPU, GPU, memory"],
@@ -274,8 +274,32 @@ def test_a_file_without_settings_is_refused_on_one_line(tmp_path, content):
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones():
-    with pytest.raises(FractalError, match="digits"):
-        load_params(SHIPPED).size("mar-xl")
+    with pytest.raises(FractalError, match="'flowers' is unknown, known are digits, digits-nll"):
+        load_params(SHIPPED).size("flowers")
+    with pytest.raises(FractalError, match="'digist' is unknown, did you mean 'digits'"):
+        load_params(SHIPPED).size("digist")
+
+
+def test_sizes_with_the_same_layers_that_are_used_alike_count_as_one():
+    params = load_params(SHIPPED)
+    model = params.size("mar-64-80").model
+    assert params.find_size(model).name == "mar-64"
+    other = load_params(SHIPPED, ["sampling.mar-64-80.guidance=3"])
+    with pytest.raises(
+        FractalError, match="mar-64-80 have the layers .*, but differ: choose .*-80$"
+    ):
+        other.find_size(model)
+
+
+def test_settings_of_a_model_do_not_matter_for_images_from_files():
+    params = load_params(SHIPPED)
+    assert params.evaluation["digits-nll"] != params.evaluation["digits"]
+    assert params.find_evaluation("digits", None) == params.evaluation["digits"]
+    workers = load_params(SHIPPED, ["evaluation.digits-nll.workers=2"])
+    assert workers.find_evaluation("digits", None) == params.evaluation["digits"]
+    other = load_params(SHIPPED, ["evaluation.digits-nll.samples_per_class=5"])
+    with pytest.raises(FractalError, match="2 different ways to evaluate on digits"):
+        other.find_evaluation("digits", None)
 
 
 def test_the_documented_rows_of_a_fine_tuning_load(tmp_path):

@@ -92,7 +92,7 @@ def test_equal_weights_from_another_source_continue_the_run_and_others_begin_one
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("nowhere", "start_from nowhere: there is no checkpoint folder"),
+        ("nowhere", "start_from nowhere: there is no model nowhere: give the folder"),
         ("models:/fractal-digits@none", "has no version models:/fractal-digits@none"),
         ("models:/fractal-digits/1#ema", "there is no moving average"),
         (" ", "start_from: String should match pattern"),

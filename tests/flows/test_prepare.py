@@ -43,7 +43,7 @@ def test_digits_are_prepared_on_this_machine(fresh, prefect, monkeypatch, capsys
 
 def test_an_unknown_data_set_is_named(fresh, error_line):
     line = error_line(fresh, prepare.main, "--dataset", "imagenet64")
-    assert "'imagenet64' is unknown, known are digits: choose another" in line
+    assert "'imagenet64' is unknown, known are digits; add one" in line
     assert "fractal data register" in line
 
 

@@ -67,6 +67,17 @@ def test_a_folder_with_other_numbered_images_is_refused(tmp_path):
         open_writer(tmp_path, LABELS, image_size=4, per_class=2, request="r")
 
 
+def test_the_way_out_of_another_request_works(tmp_path):
+    def open_again(request):
+        settings = {"image_size": 4, "per_class": 2, "source": "{}"}
+        return open_writer(tmp_path, LABELS, request=request, **settings)
+
+    open_again("one").add([2], IMAGES[2:3])
+    for name in ("2.png", "request.sha256"):
+        (tmp_path / name).unlink()
+    assert open_again("two").missing == [0, 1, 2, 3]
+
+
 def test_images_are_not_mixed_with_other_files(tmp_path):
     (tmp_path / ".DS_Store").touch()
     (tmp_path / "thesis.tex").touch()

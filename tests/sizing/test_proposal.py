@@ -57,6 +57,20 @@ def test_the_budget_decides_the_epochs_and_the_width():
     assert sizes[-1].training.epochs == 100  # few images
 
 
+def test_a_short_budget_draws_the_fewest_samples_and_says_so():
+    longer, short = (propose(request(budget=budget)) for budget in (360_000.0, 60.0))
+    choices = [p.sections["evaluation"]["samples_per_class"] for p in (longer, short)]
+    assert choices[0].value > choices[1].value
+    assert choices[1].reason.endswith("in all: the fewest for a rough FID")
+    few = propose(request(ImageSet("x", 8, 3, 60, 6), budget=360_000.0))
+    assert few.sections["evaluation"]["samples_per_class"].reason.endswith("a rough FID")
+    published = propose(request(IMAGENET, NODE, budget=60 * 86_400.0))
+    assert (
+        "50,000 in all: as published"
+        in published.sections["evaluation"]["samples_per_class"].reason
+    )
+
+
 def test_the_published_data_on_gpus_get_a_published_width():
     proposal = propose(request(IMAGENET, NODE, budget=60 * 86_400.0))
     assert proposal.size("x").model.levels[0].width == 1024

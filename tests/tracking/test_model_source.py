@@ -34,6 +34,12 @@ def test_a_missing_folder_is_named(tmp_path):
         load_model(str(tmp_path / "none"), tmp_path)
 
 
+def test_a_file_is_refused_with_the_way_to_import_it(tmp_path):
+    (tmp_path / "mar-b.pth").touch()
+    with pytest.raises(FractalError, match="mar-b.pth is a file, expected the folder of a model"):
+        load_model(str(tmp_path / "mar-b.pth"), tmp_path)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(FractalError, match="holds neither a checkpoint nor an exported model"):
         load_model(str(tmp_path), tmp_path)

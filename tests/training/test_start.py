@@ -152,7 +152,7 @@ def test_another_layout_is_refused_with_the_first_difference(tmp_path, kind, cha
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("missing", "there is no checkpoint folder"),
+        ("missing", "there is no model"),
         ("flipped", "model.safetensors .* does not match its checksum"),
         ("not finite", "null_embedding is not finite"),
         ("no average", "there is no moving average"),
@@ -180,7 +180,9 @@ def test_a_source_that_cannot_be_used_is_named_on_one_line(parent, tmp_path, dam
 
 def test_a_published_file_has_to_be_imported_first(parent, tmp_path):
     (tmp_path / "checkpoint-last.pth").write_bytes(b"weights")
-    with pytest.raises(FractalError, match="is a file, .* import a published checkpoint"):
+    with pytest.raises(
+        FractalError, match="is a file, expected the folder of a model: .* `fractal import` first"
+    ):
         read(tmp_path / "checkpoint-last.pth", parent.config, tmp_path)
 
 

@@ -5,6 +5,7 @@ known, only if they are registered under the name `imagenet`. Under another name
 own images, even if the classes have WordNet ids as names, as in ImageNet-100.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -126,7 +127,8 @@ def inspect(
         if builder.has_validation():
             raise _validation_exists_error(place, kind, options.holdout)
         builder.hold_out(options.holdout)
-        _require_held_out(place, builder)
+        if len(builder) and not builder.has_validation():
+            raise _nothing_held_out_error(place, builder.refused)
     listing = builder.build(earlier)
     images = {split: listing.count(split) for split in (TRAIN, VALIDATION)}
     _require_both_splits(place, kind, images, companions, listing.refused)
@@ -214,13 +216,18 @@ def _validation_exists_error(place: Path | Place, kind: Kind, holdout: float) ->
     )
 
 
-def _require_held_out(place: Place, builder: ListingBuilder) -> None:
-    if len(builder) and not builder.has_validation():
-        raise FractalError(
-            f"{place} has one image of each class, and the last one of a class is never held out: "
-            f"add images",
-            setting="holdout",
-        )
+def _nothing_held_out_error(place: Place, refused: Sequence[RefusedFile]) -> FractalError:
+    refusals = f" ({_describe_refused(refused)})" if refused else ""
+    return FractalError(
+        f"{place} has one usable image of each class{refusals}, and the last one of a class is "
+        f"never held out: add images",
+        setting="holdout",
+    )
+
+
+def _describe_refused(refused: Sequence[RefusedFile]) -> str:
+    first = refused[0]
+    return f"{len(refused):,} refused, first {first.split}/{first.file}: {first.reason}"
 
 
 def _require_both_splits(
@@ -251,7 +258,7 @@ def _require_both_splits(
     in_absent = [entry for entry in refused if not images[entry.split]]
     refusals = ""
     if in_absent:
-        refusals = f" ({len(in_absent):,} refused, first {in_absent[0].words})"
+        refusals = f" ({_describe_refused(in_absent)})"
     raise FractalError(f"{place} has no {absent} images to use{refusals}{no_truth}: {way_out}")
 
 

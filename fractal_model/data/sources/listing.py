@@ -70,11 +70,6 @@ class RefusedFile(StrictModel):
     file: str
     reason: str
 
-    @property
-    def words(self) -> str:
-        """The file and the reason, with the split, which need not be a part of the file's path."""
-        return f"{self.file} ({self.split}): {self.reason}"
-
 
 class Listing(StrictModel, arbitrary_types_allowed=True):
     """All images of a source. `ListingBuilder` builds it."""

@@ -192,7 +192,7 @@ def test_other_folders_and_bad_arguments_are_refused(tmp_path):
     assert_refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*holdout")
     assert_refused(
         lambda: register(tmp_path / "one", data, **own, holdout=0.1),
-        "one image of each class, and the last one of a class is never held out: add images",
+        "one usable image of each class, and the last one of a class is never held out: add images",
     )
     for name in ("Own", "", "../x", "9", "a b"):
         assert_refused(
