@@ -75,7 +75,7 @@ def _short_repr(value: object) -> str:
         return f"an integer of {value.bit_length():,} bits"
     if isinstance(value, str | int | float):
         return repr(shorten(value, _LONGEST) if isinstance(value, str) else value)
-    words = {list: "a list", tuple: "a list", dict: "keys with values"}
+    words: dict[type, str] = {list: "a list", tuple: "a list", dict: "keys with values"}
     return words.get(type(value), f"a {type(value).__name__}")
 
 

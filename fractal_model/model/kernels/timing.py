@@ -18,6 +18,10 @@ from fractal_model.model.kernels.linear import linear
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices, by device: so large that the start of a product hardly counts."""
 _CEILING_RUNS = 7
+_SMALLER = 4
+"""Divisor of the side where a full product would take more than `_LONGEST_PRODUCT` seconds, such as
+one in bfloat16 on a CPU without instructions for it."""
+_LONGEST_PRODUCT = 2.0
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -29,6 +33,9 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device, runs: int = _CEILIN
     """Return the GFLOP/s of a product of two matrices, by torch or our `linear`: the faster one.
     `runs`: number of timed products of each."""
     side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
+    smaller = side // _SMALLER
+    if _product_seconds(dtype, device, smaller, 3) * _SMALLER**3 > _LONGEST_PRODUCT:
+        side = smaller
     seconds = _product_seconds(dtype, device, side, runs)
     return_freed_memory()  # A small training takes less than these matrices.
     return 2 * side**3 / seconds / 1e9

@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from fractal_model.model.kernels import timing
 
 MEASURE = """
 import psutil, torch
@@ -34,3 +37,17 @@ def test_measuring_the_ceiling_leaves_none_of_its_matrices_in_memory():
     ceiling, added_bytes = map(float, process.stdout.split())
     assert ceiling > 0
     assert added_bytes < MATRIX_BYTES
+
+
+@pytest.mark.parametrize(("seconds", "side"), [(1e-3, 2048), (0.1, 512)])
+def test_a_slow_product_is_measured_with_smaller_matrices(monkeypatch, seconds, side):
+    sides = []
+
+    def product_seconds(dtype, device, length, runs):
+        sides.append(length)
+        return seconds * (length / 512) ** 3
+
+    monkeypatch.setattr(timing, "_product_seconds", product_seconds)
+    ceiling = timing.ceiling_gflops(torch.bfloat16, torch.device("cpu"))
+    assert sides == [512, side]
+    assert ceiling == pytest.approx(2 * 512**3 / seconds / 1e9)
