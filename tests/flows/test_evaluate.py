@@ -182,7 +182,7 @@ def test_two_evaluations_of_the_same_version_share_one_result(project, new_runs,
         ("models:/fractal-digits", "is no model of the size digits"),
         ("models:/fractal-digits/99", "has no files for models:/fractal-digits/99"),
         ("models:/fractal-digits@nobody", "no model models:/fractal-digits@nobody is registered"),
-        ("nowhere", "there is no model nowhere: give the folder"),
+        ("nowhere", "there is no checkpoint folder nowhere"),
     ],
 )
 def test_an_unknown_model_is_refused(project, new_runs, model, message):
