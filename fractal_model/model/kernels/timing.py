@@ -19,9 +19,9 @@ CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices, by device: so large that the start of a product hardly counts."""
 _CEILING_RUNS = 7
 _SMALLER = 4
-"""Divisor of the side where a full product would take more than `_LONGEST_PRODUCT` seconds, such as
-one in bfloat16 on a CPU without instructions for it."""
-_LONGEST_PRODUCT = 2.0
+"""Divisor of the side where `_TRIAL_RUNS` full products of each kind would take more than
+`_LONGEST_TRIAL` seconds, such as those in bfloat16 on a CPU without instructions for it."""
+_TRIAL_RUNS, _LONGEST_TRIAL = 3, 20.0
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -34,7 +34,9 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device, runs: int = _CEILIN
     `runs`: number of timed products of each."""
     side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
     smaller = side // _SMALLER
-    if _product_seconds(dtype, device, smaller, 3) * _SMALLER**3 > _LONGEST_PRODUCT:
+    start = time.perf_counter()
+    _product_seconds(dtype, device, smaller, _TRIAL_RUNS)
+    if (time.perf_counter() - start) * _SMALLER**3 > _LONGEST_TRIAL:
         side = smaller
     seconds = _product_seconds(dtype, device, side, runs)
     return_freed_memory()  # A small training takes less than these matrices.
