@@ -41,7 +41,6 @@ from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.params_source import DEFAULT_SOURCE
 from fractal_model.config.training import TrainingConfig
 from fractal_model.data.datasets import dataset_names
-from fractal_model.model.likelihood import is_exact
 from fractal_model.services.configuration import WORK_POOL
 from fractal_model.services.deployments import DEPLOYED
 
@@ -88,7 +87,7 @@ def deployments(params: Params) -> Iterator[Deployment]:
             SWEEP: f"Searches the best guidance, logit scale and iterations of {model}, within a "
             f"budget of images. Resources: {resources}.",
         }
-        if is_exact(size.model):
+        if size.model.is_autoregressive:
             purposes[TUNE] = (
                 f"Fine-tunes {model} with its own samples and registers the result. Resources: "
                 f"this machine; for the sampling, {resources}."

@@ -115,6 +115,12 @@ class ModelConfig(StrictModel):
     def image_size(self) -> int:
         return self.levels[0].patch_size
 
+    @property
+    def is_autoregressive(self) -> bool:
+        """True if all levels are AR. Then nothing is masked, and one pass gives the likelihood
+        itself."""
+        return all(level.generator == "ar" for level in self.levels)
+
     def conditions_read(self, level: int) -> int:
         """Number of conditions (1 or 5) that `level` gives to the next level for each sub-patch."""
         below = self.levels[level + 1 :]

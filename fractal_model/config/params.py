@@ -161,7 +161,7 @@ class Params(StrictModel):
     def _require_masks(self, name: str, model: ModelConfig) -> None:
         """Check that a size whose recipe chooses a mask ratio has a level with masks."""
         ratio = self.training[name].mask_ratio
-        if ratio != "published" and all(level.generator == "ar" for level in model.levels):
+        if ratio != "published" and model.is_autoregressive:
             raise ValueError(
                 f"training.{name}.mask_ratio is {ratio}, but models.{name}.generators are all ar, "
                 f"which have no masks: remove mask_ratio, or choose mar for a level"

@@ -14,7 +14,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import LARGEST_SEED
 from fractal_model.config.validation import MOST_PASSES
 from fractal_model.model.fractal import FractalModel
-from fractal_model.model.likelihood import Likelihood, is_exact, mask_seeds, pass_bits
+from fractal_model.model.likelihood import Likelihood, mask_seeds, pass_bits
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_this_process
 
 ReadImages = Callable[[range], tuple[Tensor, Tensor, Sequence[int]]]
@@ -45,7 +45,7 @@ def image_likelihood(
             f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
             f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
         )
-    exact = is_exact(model.config)
+    exact = model.config.is_autoregressive
     per_pass = torch.empty(count, 1 if exact else passes, dtype=torch.float64)
     start = partial(start_bits, partial(pass_bits, passes=passes), model, read, seed)
     done = 0

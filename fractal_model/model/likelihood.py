@@ -71,11 +71,6 @@ class Likelihood:
         return variance.sum().sqrt().item() / len(variance)
 
 
-def is_exact(config: ModelConfig) -> bool:
-    """True if one pass gives the likelihood itself: all levels are AR, so nothing is masked."""
-    return all(level.generator == "ar" for level in config.levels)
-
-
 def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
     """Return a mask seed for each image number in `indices`: a hash of `seed` and the number.
     Another `seed` changes all masks, so the Monte Carlo error is the spread of results over
@@ -101,7 +96,7 @@ def pass_bits_by_term(
     green, blue, then the guiding pixels of each level that has them (see `term_names`)."""
     keep_freed_memory(images.device)
     was_training = model.training
-    passes = 1 if is_exact(model.config) else passes
+    passes = 1 if model.config.is_autoregressive else passes
     masks = StratifiedMasks(model.config, seeds, passes, images.device)
     nats = []
     model.eval()

@@ -11,10 +11,15 @@ from typing import NamedTuple
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.architecture import Architecture
+from fractal_model.config.model import Generator
 from fractal_model.sizing.choices import Choice, Entry, values
 
 MOST_ON_A_SIDE = 16
 """Largest number of sub-patches along the image's side in level 0, where a divisor allows it."""
+_GENERATOR_REASONS: dict[Generator, str] = {
+    "ar": "drawn several times as fast as mar on a CPU",
+    "mar": "drawn in fewer iterations than ar",
+}
 _USUAL_FACTOR, _LARGEST_FACTOR = 4, MOST_ON_A_SIDE
 
 
@@ -63,8 +68,9 @@ def propose_patch_sizes(side: int) -> tuple[int, ...]:
     return (side, *reversed(sizes))
 
 
-def propose_layers(rung: Rung, side: int, classes: int) -> Entry:
-    """The entry of `models` for images of `side` pixels, with the widths of `rung`."""
+def propose_layers(rung: Rung, side: int, classes: int, generator: Generator) -> Entry:
+    """The entry of `models` for images of `side` pixels, with the widths of `rung` and all levels of
+    one kind."""
     patch_sizes = propose_patch_sizes(side)
     levels = len(patch_sizes) - 1
     widths = [max(32, rung.width >> i) for i in range(levels)]
@@ -76,14 +82,22 @@ def propose_layers(rung: Rung, side: int, classes: int) -> Entry:
         "widths": Choice([*widths, rung.pixel_width], "halved from level to level"),
         "blocks": Choice([*blocks, rung.pixel_blocks], "most of them at the top, as published"),
         "heads": Choice([*heads, max(1, rung.pixel_width // 32)], "32 or 64 elements each"),
-        "generators": Choice(["mar"] * levels, "drawn in fewer iterations than ar"),
-        "conditions": Choice(5, "own and four neighbours', as published"),
-        "guiding_pixel": Choice(levels > 2, "published for three levels, not two"),
+        "generators": Choice([generator] * levels, _GENERATOR_REASONS[generator]),
+        **_propose_conditions(generator, levels),
         "num_classes": Choice(classes, "the data set's"),
         "dropout": Choice(
             0.0 if rung.width <= 192 else 0.1,
             "as digits: the model is small" if rung.width <= 192 else "as published",
         ),
+    }
+
+
+def _propose_conditions(generator: Generator, levels: int) -> Entry:
+    if generator == "ar":
+        return {"conditions": Choice(1, "ar has no others"), "guiding_pixel": Choice(False)}
+    return {
+        "conditions": Choice(5, "own and four neighbours', as published"),
+        "guiding_pixel": Choice(levels > 2, "published for three levels, not two"),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractal_model.common.plurals import count_of
 from fractal_model.config.architecture import Architecture
 from fractal_model.config.mask_ratio import MaskRatio
-from fractal_model.config.model import ModelConfig
+from fractal_model.config.model import Generator, ModelConfig
 from fractal_model.config.params import Size
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.costs.flops import sampling_flops, training_flops
@@ -112,7 +112,12 @@ def propose(request: Request) -> Proposal:
         },
         sampling=sampling,
         evaluation=propose_evaluation(
-            images, machine, training_seconds=seconds, sample_seconds=sample_seconds
+            images,
+            machine,
+            model,
+            averages=averages,
+            training_seconds=seconds,
+            sample_seconds=sample_seconds,
         ),
         notes=_notes(request, layers, plan.seen),
     )
@@ -137,10 +142,11 @@ def _choose_layers(request: Request) -> Entry:
     images, like = request.images, request.like
     if like is not None and request.like_row is not None:
         return reuse_layers(like.name, request.like_row, images.resolution, images.classes)
+    generator: Generator = "mar" if request.machine.gpus else "ar"
     allowed = next(i for i, rung in enumerate(LADDER) if images.train <= rung.most_images)
     rungs = [rung for rung in LADDER[: allowed + 1] if rung.width <= request.most_width]
     for rung in reversed(rungs):
-        layers = propose_layers(rung, images.resolution, images.classes)
+        layers = propose_layers(rung, images.resolution, images.classes, generator)
         model = _model(layers)
         seen = min(_affordable_images(request, model), _most_epochs(images) * images.train)
         parameters, _ = count_parameters(model)

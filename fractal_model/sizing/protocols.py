@@ -33,22 +33,30 @@ def propose_sampling(model: ModelConfig, like: SamplingConfig | None = None) -> 
         guidance = Choice(2.0, "as digits; a sweep finds the best")
     else:
         guidance = Choice(6.5, "as mar-64; a sweep finds the best")
-    iterations = [min(tokens[0], 64), *(min(count, 16) for count in tokens[1:])]
+    iterations = tokens
+    if not model.is_autoregressive:
+        iterations = [min(tokens[0], 64), *(min(count, 16) for count in tokens[1:])]
     return {
         "guidance": guidance,
         "logit_scale": Choice(1.1, "as digits")
         if classes < _MANY_CLASSES
         else Choice(1.02, "as mar-64"),
-        "iterations": Choice(iterations, "64 and 16, or one for each sub-patch"),
+        "iterations": Choice(iterations, "one for each sub-patch; with mar at most 64 and 16"),
         "filter_threshold": Choice(1e-4, "as published"),
     }
 
 
 def propose_evaluation(
-    images: ImageSet, machine: Machine, *, training_seconds: float, sample_seconds: float
+    images: ImageSet,
+    machine: Machine,
+    model: ModelConfig,
+    *,
+    averages: int,
+    training_seconds: float,
+    sample_seconds: float,
 ) -> Entry:
-    """The entry of `evaluation`. `sample_seconds`: seconds that drawing one image takes on the
-    whole machine."""
+    """The entry of `evaluation` of a training that keeps a number of moving `averages`.
+    `sample_seconds`: seconds that drawing one image takes on the whole machine."""
     affordable = _SHARE_OF_TRAINING * training_seconds / sample_seconds
     limits = {
         "as many as training images": images.train,
@@ -64,8 +72,10 @@ def propose_evaluation(
     subset = max(2, min(1000, min(samples, images.train) // 3))
     batch = min(_BATCH_PIXELS // images.resolution**2, _MOST_IN_BATCH[machine.gpus > 0])
     return {
-        "weights": Choice("model"),
-        "likelihood_passes": Choice(10, "as published"),
+        "weights": Choice("ema", "the average") if averages == 1 else Choice("model"),
+        "likelihood_passes": Choice(1, "exact for ar")
+        if model.is_autoregressive
+        else Choice(10, "as published"),
         "samples_per_class": Choice(per_class, f"{samples:,} in all: {reason}"),
         "preview_per_class": Choice(math.ceil(per_class / 6), "a sixth, as digits"),
         "batch_size": Choice(max(1, batch), "at a time, by their pixels"),

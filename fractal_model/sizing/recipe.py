@@ -24,6 +24,8 @@ _WARMUP_SHARE, _WARMUP_STEPS = 0.05, 140
 _LONGEST_WARMUP = 0.2
 _FEW_STEPS = 2_000
 """Below this number of steps AdamW's first moment averages over fewer steps, as in digits."""
+_DECAYS, _AVERAGED_SHARE = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999), 0.1
+"""Decays of a moving average, and the largest share of a training's steps that it spans."""
 _KEPT = ("weight_decay", "clip_norm", "ema_decays", "label_drop")
 """Settings that are taken from the size that a proposal follows."""
 _OPTIONS = ("optimizer", "mask_ratio", "context_noise")
@@ -73,6 +75,8 @@ def propose_recipe(plan: Plan, flip: bool, like: TrainingConfig | None = None) -
         else Choice(0.1, "as published"),
         "flip": Choice(flip, "as asked" if flip else "letters and signs must not be mirrored"),
     }
+    if plan.model.is_autoregressive and few_images:
+        entry |= _propose_regularisation(steps)
     if like is not None:
         rows = like.model_copy(update={"ema_decays": list(like.ema_decays)})
         options = like.model_dump(include=set(_OPTIONS)).keys()
@@ -80,6 +84,15 @@ def propose_recipe(plan: Plan, flip: bool, like: TrainingConfig | None = None) -
         entry |= {key: Choice(getattr(rows, key), "of the size to follow") for key in kept}
         entry["flip"] = Choice(flip or like.flip, "as asked" if flip else "of the size to follow")
     return entry
+
+
+def _propose_regularisation(steps: int) -> Entry:
+    """What helps an AR model most on few images (see docs/studies/digits-ar-likelihood.md)."""
+    decay = max((d for d in _DECAYS if 1 / (1 - d) <= _AVERAGED_SHARE * steps), default=_DECAYS[0])
+    return {
+        "ema_decays": Choice([decay], f"averages about {round(1 / (1 - decay)):,} steps"),
+        "context_noise": Choice(0.1, "as digits-nll: an AR model overfits few images"),
+    }
 
 
 def propose_batch_size(train: int, seen: int) -> int:

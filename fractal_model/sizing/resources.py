@@ -172,18 +172,19 @@ def _points_reason(plan: Plan, every: int) -> str:
 def _propose_validation(plan: Plan, points: int, sample_seconds: float) -> Choice:
     """Held-out images and a sample grid that take a small share of the time."""
     # A forward pass of all sub-patches takes about half of a training step with its masks.
-    affordable = _VALIDATION_SHARE * plan.seen / (points * _PASSES * 0.5)
+    passes = 1 if plan.model.is_autoregressive else _PASSES
+    affordable = _VALIDATION_SHARE * plan.seen / (points * passes * 0.5)
     images = max(min(plan.images.held_out, _MOST_VALIDATED, int(affordable)), 1)
     between = plan.seconds / points
     room = max(1, int(_VALIDATION_SHARE * between / sample_seconds))
     rows = min(plan.images.classes, _MOST_ROWS, room)
     columns = max(1, min(_COLUMNS, room // rows))
-    likelihood = images * _PASSES * 0.5 * plan.seconds / plan.seen
+    likelihood = images * passes * 0.5 * plan.seconds / plan.seen
     seconds = 10 * (likelihood + rows * columns * sample_seconds)
     return Choice(
         {
             "images": images,
-            "passes": _PASSES,
+            "passes": passes,
             "grid_classes": rows,
             "grid_columns": columns,
             "timeout_seconds": math.ceil(min(max(seconds, 120), 3600) / 60) * 60,

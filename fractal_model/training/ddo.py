@@ -33,7 +33,6 @@ from fractal_model.data.loader import Batch, train_loader
 from fractal_model.data.order import stream_indices
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.model.fractal import FractalModel, Rows, exact_guides
-from fractal_model.model.likelihood import is_exact
 from fractal_model.model.losses import nats_by_term
 from fractal_model.model.randomness import stream_seed
 from fractal_model.training.trainer import Trainer
@@ -83,7 +82,7 @@ def discriminative_loss(real: Tensor, sampled: Tensor, *, alpha: float, beta: fl
 
 def require_exact_likelihood(size: Size) -> None:
     """Raise FractalError if a level of the size is MAR."""
-    if not is_exact(size.model):
+    if not size.model.is_autoregressive:
         raise FractalError(
             f"the size {size.name} has MAR levels, whose likelihood is known only as a bound, but "
             f"tune-ddo compares exact likelihoods: choose a size whose generators are all ar"

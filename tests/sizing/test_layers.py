@@ -57,7 +57,7 @@ def test_every_side_has_valid_levels(sides):
         sizes = propose_patch_sizes(side)
         assert sizes[0] == side and sizes[-1] == 1
         assert all(above % below == 0 and above > below for above, below in pairwise(sizes))
-        Architecture.model_validate(values(propose_layers(LADDER[0], side, 3))).to_model()
+        Architecture.model_validate(values(propose_layers(LADDER[0], side, 3, "mar"))).to_model()
         if not any(side % prime == 0 for prime in range(17, side + 1) if is_prime(prime)):
             assert sizes[0] // sizes[1] <= MOST_ON_A_SIDE
 
@@ -71,17 +71,21 @@ def test_images_of_one_pixel_are_refused():
         propose_patch_sizes(1)
 
 
-@pytest.mark.parametrize(("rung", "size"), [(LADDER[0], "digits"), (LADDER[-1], "mar-64")])
+@pytest.mark.parametrize(
+    ("rung", "size"),
+    [(LADDER[0], "digits"), (LADDER[0], "digits-nll"), (LADDER[-1], "mar-64"), (LADDER[-1], "ar-64")],
+)
 def test_the_ends_of_the_ladder_are_shipped_sizes(rung, size):
     row = PARAMS.models[size]
-    entry = propose_layers(rung, row.patch_sizes[0], row.num_classes)
+    entry = propose_layers(rung, row.patch_sizes[0], row.num_classes, row.generators[0])
     assert Architecture.model_validate(values(entry)) == row
 
 
 @pytest.mark.parametrize("rung", LADDER, ids=lambda rung: str(rung.width))
 @pytest.mark.parametrize("side", [7, 8, 64, 256, 512])
-def test_every_rung_fits_every_number_of_levels(rung, side):
-    Architecture.model_validate(values(propose_layers(rung, side, 7))).to_model()
+@pytest.mark.parametrize("generator", ["ar", "mar"])
+def test_every_rung_fits_every_number_of_levels(rung, side, generator):
+    Architecture.model_validate(values(propose_layers(rung, side, 7, generator))).to_model()
 
 
 def test_a_size_is_reused_for_other_classes():
@@ -94,6 +98,6 @@ def test_a_size_is_reused_for_other_classes():
 
 @pytest.mark.parametrize(("side", "is_noted"), [(61, True), (67, True), (64, False), (7, False)])
 def test_a_level_with_very_many_patches_is_noted(side, is_noted):
-    note = large_grid_note(propose_layers(LADDER[0], side, 3))
+    note = large_grid_note(propose_layers(LADDER[0], side, 3, "mar"))
     assert (note is not None) == is_noted
     assert note is None or "images of 64 px would be much faster" in note

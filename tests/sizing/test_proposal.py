@@ -77,6 +77,14 @@ def test_the_published_data_on_gpus_get_a_published_width():
     assert proposal.notes == ()
 
 
+def test_a_machine_without_a_gpu_gets_ar_levels_whose_average_is_measured():
+    laptop, node = (propose(request(machine=machine)).size("x") for machine in (LAPTOP, NODE))
+    assert laptop.model.is_autoregressive and not node.model.is_autoregressive
+    assert laptop.sampling.level_iterations(laptop.model) == laptop.sampling.iterations
+    assert laptop.training.validation.passes == laptop.evaluation.likelihood_passes == 1
+    assert (laptop.evaluation.weights, node.evaluation.weights) == ("ema", "model")
+
+
 def test_a_measured_speed_replaces_the_estimate():
     slow = propose(request(speed=LAPTOP.training_speed / 4)).size("x").training.epochs
     assert slow < propose(request()).size("x").training.epochs

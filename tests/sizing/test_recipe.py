@@ -29,6 +29,22 @@ def test_a_shipped_recipe_is_proposed_again(size, images):
     assert tuple(proposed["betas"]) == shipped.betas
 
 
+def test_ar_levels_on_few_images_are_regularised():
+    shipped = PARAMS.training["digits-nll"]
+    proposed = values(propose_recipe(plan_for("digits-nll", DIGITS), flip=False))
+    assert tuple(proposed["ema_decays"]) == shipped.ema_decays
+    assert proposed["context_noise"] == shipped.context_noise
+    for size, images in (("digits", DIGITS), ("ar-64", IMAGENET)):
+        proposed = values(propose_recipe(plan_for(size, images), flip=False))
+        assert proposed["ema_decays"] == [] and "context_noise" not in proposed
+
+
+@pytest.mark.parametrize(("epochs", "decay"), [(1, 0.9), (22, 0.99), (220, 0.999)])
+def test_an_average_spans_a_tenth_of_the_steps(epochs, decay):
+    recipe = values(propose_recipe(plan_for("digits-nll", DIGITS, epochs), flip=False))
+    assert recipe["ema_decays"] == [decay]
+
+
 def test_the_peak_falls_with_the_width():
     def peak(size: str) -> float:
         recipe = values(propose_recipe(plan_for(size, DIGITS, epochs=22), flip=False))
