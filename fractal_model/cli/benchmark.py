@@ -90,7 +90,10 @@ def benchmark(
         bool, typer.Option(help="Also time the slow sampler without caches, once.")
     ] = True,
     by_level: Annotated[
-        bool, typer.Option(help="Also measure the time of each level in sampling, in one more run.")
+        bool,
+        typer.Option(
+            help="Also measure the time of each level in one more run; not of a likelihood."
+        ),
     ] = True,
     warm_up: Annotated[
         bool, typer.Option(help="Compute once or twice without timing before the timed repeats.")

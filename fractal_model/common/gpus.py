@@ -1,4 +1,4 @@
-"""Peak speed and memory of GPUs, as their makers state them.
+"""Peak speed, memory and its bandwidth of GPUs, as their makers state them.
 
 Decided here: peaks are dense (without structured sparsity). For bfloat16, products are summed in
 float32. For float32, TensorFloat-32 is off, as with `precision: float32`. Memory is in decimal
@@ -23,6 +23,13 @@ class Gpu(StrictModel):
     bfloat16_tflops: float
     float32_tflops: float
     memory_gb: float
+    bandwidth_tbs: float
+    """Bandwidth of the memory in terabytes per second."""
+
+    @property
+    def bandwidth(self) -> float:
+        """Bandwidth of the memory in bytes per second."""
+        return self.bandwidth_tbs * 1e12
 
     def peak(self, precision: Literal["float32", "bfloat16"]) -> float:
         """Return the peak speed of the GPU in operations per second, computing in `precision`."""
@@ -31,17 +38,23 @@ class Gpu(StrictModel):
 
 
 GPUS = {
-    name: Gpu(name=name, bfloat16_tflops=bf16, float32_tflops=fp32, memory_gb=memory)
-    for name, bf16, fp32, memory in (  # in TFLOP/s and GB
-        ("h100", 989.4, 66.9, 80),
-        ("h100-pcie", 756.0, 51.2, 80),
-        ("h200", 989.4, 66.9, 141),
-        ("b200", 2250.0, 75.0, 180),
-        ("a100-80", 312.0, 19.5, 80),
-        ("a100-40", 312.0, 19.5, 40),
-        ("l40s", 362.0, 91.6, 48),
-        ("l4", 121.0, 30.3, 24),
-        ("rtx-4090", 165.2, 82.6, 24),
+    name: Gpu(
+        name=name,
+        bfloat16_tflops=bf16,
+        float32_tflops=fp32,
+        memory_gb=memory,
+        bandwidth_tbs=bandwidth,
+    )
+    for name, bf16, fp32, memory, bandwidth in (  # in TFLOP/s, GB and TB/s
+        ("h100", 989.4, 66.9, 80, 3.35),
+        ("h100-pcie", 756.0, 51.2, 80, 2.0),
+        ("h200", 989.4, 66.9, 141, 4.8),
+        ("b200", 2250.0, 75.0, 180, 7.7),
+        ("a100-80", 312.0, 19.5, 80, 2.039),
+        ("a100-40", 312.0, 19.5, 40, 1.555),
+        ("l40s", 362.0, 91.6, 48, 0.864),
+        ("l4", 121.0, 30.3, 24, 0.3),
+        ("rtx-4090", 165.2, 82.6, 24, 1.008),
     )
 }
 _DRIVER_NAMES = {

@@ -8,6 +8,7 @@ take long to count.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,9 @@ from fractal_model.config.model import ModelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.costs.benchmark_levels import LevelCost, measure_levels
-from fractal_model.costs.flops import published_sampling_flops, sampling_flops
+from fractal_model.costs.flops import published_sampling_flops, sampling_flops, training_flops
+from fractal_model.costs.shapes import training_shares
+from fractal_model.costs.training_levels import measure_training_levels
 from fractal_model.data.loader import Batch
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.kernels.linear import FLOP_FORMULAS
@@ -66,7 +69,7 @@ class Measurement:
     """Seconds per image of the sampler without caches, measured in one run."""
     times_faster_than_reference: float | None
     levels: tuple[LevelCost, ...] | None
-    """Costs of each level in sampling, from level 0 down, measured in one more run."""
+    """Costs of each level in sampling or training, from level 0 down, measured in one more run."""
 
     def as_json(self) -> dict[str, object]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -123,7 +126,10 @@ def training_work(
         trainer.position = 0
         trainer.step(data)
 
-    return trainer.model, Work(step, flops=None)
+    shares = training_shares(config, recipe.mask_ratio)
+    gflops = [n / 1e9 for n in training_flops(config, shares, activation_checkpointing=False)]
+    levels = partial(measure_training_levels, trainer.model, step, batch, gflops)
+    return trainer.model, Work(step, flops=None, levels=levels)
 
 
 def likelihood_work(
@@ -169,9 +175,9 @@ def measure(
             with profile() as profiler:
                 work.step()
             profiler.export_chrome_trace(str(trace))
+        levels = work.levels() if by_level and work.levels is not None else None
         # Counted last, because counting takes more memory than the step and ends compilation.
         flops = count_flops(work.step) if work.flops is None else work.flops
-        levels = work.levels() if by_level and work.levels is not None else None
         uncached = None
         if reference and work.reference is not None:
             uncached = median_seconds(work.reference, 1, device) / batch

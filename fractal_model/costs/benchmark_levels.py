@@ -74,6 +74,15 @@ class _TimedDescent(Descent):
             return super().generate_patches(i, conditions, rows, guidance)
 
 
+def part_names(config: ModelConfig) -> tuple[str, ...]:
+    """The names of the levels and of the pixel network in a table of costs."""
+    levels = (
+        f"level {i} ({level.patch_size} → {level.sub_patch_size}, {level.generator})"
+        for i, level in enumerate(config.levels)
+    )
+    return (*levels, "pixels")
+
+
 def measure_levels(
     sampler: Sampler,
     config: ModelConfig,
@@ -90,11 +99,7 @@ def measure_levels(
     timed = copy(sampler)
     timed.descent = partial(_TimedDescent, stopwatch=stopwatch)
     timed(labels, seeds)
-    names = [
-        f"level {i} ({level.patch_size} → {level.sub_patch_size}, {level.generator})"
-        for i, level in enumerate(config.levels)
-    ]
-    names.append("pixels")
+    names = part_names(config)
     # A level that has no time of its own was computed within the level above.
     return tuple(
         LevelCost(

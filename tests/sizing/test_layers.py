@@ -73,7 +73,12 @@ def test_images_of_one_pixel_are_refused():
 
 @pytest.mark.parametrize(
     ("rung", "size"),
-    [(LADDER[0], "digits"), (LADDER[0], "digits-nll"), (LADDER[-1], "mar-64"), (LADDER[-1], "ar-64")],
+    [
+        (LADDER[0], "digits"),
+        (LADDER[0], "digits-nll"),
+        (LADDER[-1], "mar-64"),
+        (LADDER[-1], "ar-64"),
+    ],
 )
 def test_the_ends_of_the_ladder_are_shipped_sizes(rung, size):
     row = PARAMS.models[size]

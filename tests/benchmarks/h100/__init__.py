@@ -1,0 +1,1 @@
+"""Measure training and sampling of the published sizes on one GPU, within a few minutes."""

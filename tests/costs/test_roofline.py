@@ -1,0 +1,85 @@
+"""The least times of a GPU: operations as counted elsewhere, bytes as counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal_model.common.gpus import find_gpu
+from fractal_model.config.architecture import Architecture
+from fractal_model.config.params import Size, load_params
+from fractal_model.costs.flops import sampling_flops, training_flops
+from fractal_model.costs.roofline import sampling_floor, training_floor
+from fractal_model.costs.shapes import training_shares
+from tests.support.params import IMAGENET_SIZES, SHIPPED
+
+PARAMS = load_params(SHIPPED)
+H100 = find_gpu("h100")
+ONE_LEVEL = Architecture(
+    patch_sizes=(2, 1),
+    widths=(16, 8),
+    blocks=(3, 2),
+    heads=(2, 2),
+    generators=("ar",),
+    num_classes=2,
+    dropout=0.0,
+)
+
+
+def one_level(*, recomputed: bool = False) -> Size:
+    size = PARAMS.size("digits-nll")
+    recipe = size.training.model_copy(update={"activation_checkpointing": recomputed})
+    sampling = size.sampling.model_copy(update={"iterations": ()})
+    changes = {"model": ONE_LEVEL.to_model(), "training": recipe, "sampling": sampling}
+    return size.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("name", IMAGENET_SIZES)
+def test_operations_are_those_of_the_planner(name):
+    size = PARAMS.size(name)
+    shares = training_shares(size.model, size.training.mask_ratio)
+    is_recomputed = size.training.checkpointing_by_level(len(size.model.levels))
+    by_level = [
+        training_flops(size.model, shares, activation_checkpointing=again)[i]
+        for i, again in enumerate(is_recomputed)
+    ]
+    assert [floor.flops for floor in training_floor(size, 32)] == [32 * n for n in by_level]
+    sampled = [floor.flops for floor in sampling_floor(size, 8)]
+    assert sampled == [8 * n for n in sampling_flops(size.model, size.sampling)]
+
+
+def test_bytes_of_a_training_step_are_those_counted_by_hand():
+    level, pixels = training_floor(one_level(), images=5)
+    # Level: 1 row of 4 positions; SwiGLU's hidden width is 256. 4 · 16² + 3 · 16 · 256 weights.
+    moved, weights = 5 * 4 * (14 * 16 + 2 * 256), 4 * 16**2 + 3 * 16 * 256
+    assert level.bytes == 3 * 2 * 3 * (moved + weights)
+    # Pixel network: 4 rows of 3 positions, hidden width 32. 4 · 8² + 2 · 8 · 32 weights.
+    moved, weights = 5 * 4 * 3 * (14 * 8 + 2 * 32), 4 * 8**2 + 2 * 8 * 32
+    assert pixels.bytes == 3 * 2 * 2 * (moved + weights)
+    assert (level.kernels, pixels.kernels) == (3 * 5 * 3, 3 * 5 * 2)
+
+
+def test_recomputing_moves_the_bytes_of_a_forward_pass_again():
+    plain, again = (training_floor(one_level(recomputed=on), 5) for on in (False, True))
+    for before, after in zip(plain, again, strict=True):
+        assert after.bytes / before.bytes == pytest.approx(4 / 3)
+        assert after.flops > before.flops
+
+
+def test_weights_are_read_in_each_step_of_sampling():
+    one, many = (sampling_floor(one_level(), images) for images in (1, 1000))
+    for first, last in zip(one, many, strict=True):
+        assert first.kernels == last.kernels
+        assert last.bytes < 1000 * first.bytes
+        assert last.flops == pytest.approx(1000 * first.flops)
+    # Level 0 has 4 steps of 3 blocks; each step has 3 of the pixel network's 2 blocks.
+    assert [floor.kernels for floor in one] == [4 * 5 * 3, 4 * 3 * 5 * 2]
+
+
+def test_the_longer_of_operations_and_bytes_counts():
+    floors = training_floor(PARAMS.size("mar-l"), 32)
+    for floor in floors:
+        by_flops, by_bytes = floor.flops / 989.4e12, floor.bytes / 3.35e12
+        assert floor.seconds(H100) == max(by_flops, by_bytes)
+    # Wide levels are limited by operations, narrow ones by the memory.
+    assert floors[0].seconds(H100) == floors[0].flops / 989.4e12
+    assert floors[-1].seconds(H100) == floors[-1].bytes / 3.35e12
