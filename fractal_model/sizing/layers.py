@@ -69,7 +69,7 @@ def propose_patch_sizes(side: int) -> tuple[int, ...]:
 
 
 def propose_layers(rung: Rung, side: int, classes: int, generator: Generator) -> Entry:
-    """The entry of `models` for images of `side` pixels, with the widths of `rung` and levels of one
+    """The entry of `models` for images of `side` px, with the widths of `rung` and levels of one
     kind."""
     patch_sizes = propose_patch_sizes(side)
     levels = len(patch_sizes) - 1
