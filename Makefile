@@ -86,7 +86,7 @@ test-services: $(INSTALLED) ## test with the real servers (5 to 30 minutes)
 test-scale: $(INSTALLED) ## test 32 workers on 4 simulated machines, one of them lost
 	$(RUN) $(PYTEST) tests/scale -m scale
 
-test-pages: $(INSTALLED) ## test the pages of MLflow and Prefect in Chromium (about 9 minutes)
+test-pages: $(INSTALLED) ## test pages of MLflow, Prefect and the documentation in Chromium (about 9 minutes)
 	$(RUN) $(PYTEST) -m pages
 
 test-wheel: $(INSTALLED) ## install the wheel alone in a new environment and use it (5 minutes)

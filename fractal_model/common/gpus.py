@@ -5,8 +5,8 @@ float32. For float32, TensorFloat-32 is off, as with `precision: float32`. Memor
 gigabytes, as sold.
 
 Sources: NVIDIA's data sheets of the H100 (SXM and PCIe, 2023), H200 (2024), HGX B200 (2025), A100
-(2021), L40S (2023) and L4 (2023), where a figure "with sparsity" is halved; the GeForce RTX 4090
-from appendix A of NVIDIA's Ada architecture paper.
+(2021; the 80 GB on a PCIe card has 1.935 TB/s), L40S (2023) and L4 (2023), where a figure "with
+sparsity" is halved; the GeForce RTX 4090 from appendix A of NVIDIA's Ada architecture paper.
 """
 
 import re

@@ -24,8 +24,11 @@ from fractal_model.config.model import ModelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.costs.benchmark_levels import LevelCost, measure_levels
-from fractal_model.costs.flops import published_sampling_flops, sampling_flops, training_flops
-from fractal_model.costs.shapes import training_shares
+from fractal_model.costs.flops import (
+    executed_training_flops,
+    published_sampling_flops,
+    sampling_flops,
+)
 from fractal_model.costs.training_levels import measure_training_levels
 from fractal_model.data.loader import Batch
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
@@ -126,8 +129,7 @@ def training_work(
         trainer.position = 0
         trainer.step(data)
 
-    shares = training_shares(config, recipe.mask_ratio)
-    gflops = [n / 1e9 for n in training_flops(config, shares, activation_checkpointing=False)]
+    gflops = [n / 1e9 for n in executed_training_flops(config, recipe)]
     levels = partial(measure_training_levels, trainer.model, step, batch, gflops)
     return trainer.model, Work(step, flops=None, levels=levels)
 

@@ -14,13 +14,14 @@ from operator import add, mul
 
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.config.training import OptimizerName
+from fractal_model.config.training import OptimizerName, TrainingConfig
 from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
     guide_network,
     positions,
     rows_per_image,
+    training_shares,
     transformers,
 )
 from fractal_model.model.patches import CHANNEL_VALUES
@@ -75,6 +76,17 @@ def training_flops(
     sub-patches in `shares` to the level below (see `training_shares`)."""
     products = pass_products(model, shares)
     return tuple(p.training(activation_checkpointing=activation_checkpointing) for p in products)
+
+
+def executed_training_flops(model: ModelConfig, recipe: TrainingConfig) -> tuple[float, ...]:
+    """Operations of forward and backward pass, by level, with those that the recipe's activation
+    checkpointing computes twice."""
+    shares = training_shares(model, recipe.mask_ratio)
+    plain, repeated = (
+        training_flops(model, shares, activation_checkpointing=on) for on in (False, True)
+    )
+    is_repeated = recipe.checkpointing_by_level(len(model.levels))
+    return tuple(b if on else a for a, b, on in zip(plain, repeated, is_repeated, strict=True))
 
 
 def optimizer_flops(model: ModelConfig, optimizer: OptimizerName) -> float:

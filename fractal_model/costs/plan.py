@@ -20,6 +20,7 @@ from fractal_model.config.params import Params, Size
 from fractal_model.config.training import LARGEST_NUMBER, MOST_WORKERS
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import (
+    executed_training_flops,
     optimizer_flops,
     pass_products,
     sampling_flops,
@@ -156,10 +157,7 @@ def plan(
     )
     plain = sum(p.training_flops for p in parts)
     checkpointed = recipe.checkpointing_by_level(len(parts) - 1)
-    executed = sum(
-        p.training_flops_checkpointed if on else p.training_flops
-        for p, on in zip(parts, checkpointed, strict=True)
-    )
+    executed = sum(executed_training_flops(size.model, recipe))
     training_images = remaining_images(splits["train"], recipe.holdout)
     images = recipe.epochs * training_images
     steps, update = math.ceil(images / batch), optimizer_flops(size.model, recipe.optimizer)

@@ -5,6 +5,7 @@ norm and queries, keys and values; attention; projection and residual; norm and 
 feed-forward network; its second product and residual. Each reads its inputs and writes its outputs
 once, in bfloat16; what it computes within is not written. A backward pass moves twice the bytes of
 a forward pass. The pixels' logits are fused with their loss or with the draw, and never written.
+Where sampling leaves out a part of a pass, its bytes are left out in proportion to its operations.
 The least time is that of the operations at the peak or that of the bytes at the bandwidth, the
 longer of both. Starting a kernel takes no time here, so where kernels are small a GPU needs longer.
 """
@@ -13,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fractal_model.common.gpus import Gpu
-from fractal_model.config.model import ModelConfig
+from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.config.params import Size
 from fractal_model.costs.benchmark_levels import part_names
-from fractal_model.costs.flops import sampling_flops, training_flops
+from fractal_model.costs.flops import block_flops, executed_training_flops, sampling_flops
 from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
@@ -56,11 +57,23 @@ class _Stack:
     rows: float
     length: int
 
+    @classmethod
+    def of(cls, part: LevelConfig | PixelConfig, rows: float) -> "_Stack":
+        length = positions(part) if isinstance(part, LevelConfig) else PIXEL_POSITIONS
+        return cls(Transformer.of(part), rows, length)
+
     @property
     def bytes(self) -> float:
         """Bytes that a forward pass moves, without the weights."""
         elements = 14 * self.shape.width + 2 * self.shape.hidden
         return _BFLOAT16 * self.rows * self.length * self.shape.blocks * elements
+
+    @property
+    def cache_bytes(self) -> float:
+        """Bytes of the keys and values of earlier positions, which are read again at each position
+        if these are computed one after the other."""
+        pairs = self.length * (self.length - 1) / 2
+        return _BFLOAT16 * self.rows * self.shape.blocks * 2 * pairs * self.shape.width
 
     @property
     def weight_bytes(self) -> float:
@@ -77,16 +90,14 @@ def training_floor(size: Size, images: int) -> tuple[Floor, ...]:
     model, recipe = size.model, size.training
     shares = training_shares(model, recipe.mask_ratio)
     is_recomputed = recipe.checkpointing_by_level(len(model.levels))
-    flops = [
-        training_flops(model, shares, activation_checkpointing=again)[i]
-        for i, again in enumerate(is_recomputed)
-    ]
+    flops = executed_training_flops(model, recipe)
     parts = []
     for i, stacks in enumerate(_stacks(model, shares)):
         passes = 1 + _BACKWARD + is_recomputed[i]
         moved = images * sum(stack.bytes for stack in stacks)
         weights = sum(stack.weight_bytes for stack in stacks)
-        parts.append((flops[i] * images, passes * (moved + weights), passes * _kernels(stacks)))
+        kernels = sum(stack.kernels for stack in stacks)
+        parts.append((flops[i] * images, passes * (moved + weights), passes * kernels))
     return _floors(model, parts)
 
 
@@ -95,37 +106,37 @@ def sampling_floor(size: Size, images: int) -> tuple[Floor, ...]:
     FractalError: the settings do not fit the model's levels."""
     model, sampling = size.model, size.sampling
     iterations = sampling.level_iterations(model)
-    branches = 1 if sampling.guidance == 1 else 2
+    branches = images * (1 if sampling.guidance == 1 else 2)
     flops, parts, calls = sampling_flops(model, sampling), [], 1
-    for i, stacks in enumerate(_stacks(model)):
-        steps = iterations[i] if i < len(iterations) else PIXEL_POSITIONS
-        is_masked = i < len(iterations) and model.levels[i].generator == "mar"
+    for i, (own, *guides) in enumerate(_stacks(model)):
+        above, steps = calls, iterations[i] if i < len(iterations) else PIXEL_POSITIONS
         calls *= steps
-        # A MAR level computes all its positions in each step, the others one position.
-        repeats = steps if is_masked else 1
-        moved = images * branches * repeats * sum(stack.bytes for stack in stacks)
-        weights = calls * sum(stack.weight_bytes for stack in stacks)
-        parts.append((flops[i] * images, moved + weights, calls * _kernels(stacks)))
+        if i < len(iterations) and model.levels[i].generator == "mar":
+            # A MAR level computes all its positions in each step.
+            in_full = steps * branches * block_flops(own.shape, own.rows, own.length)
+            moved = steps * branches * own.bytes * min(1.0, images * flops[i] / in_full)
+        else:
+            moved = branches * (own.bytes + own.cache_bytes)
+        moved += branches * sum(guide.bytes + guide.cache_bytes for guide in guides)
+        once = PIXEL_POSITIONS * above  # A guiding pixel is drawn before the level's first step.
+        weights = calls * own.weight_bytes + once * sum(guide.weight_bytes for guide in guides)
+        kernels = calls * own.kernels + once * sum(guide.kernels for guide in guides)
+        parts.append((flops[i] * images, moved + weights, float(kernels)))
     return _floors(model, parts)
 
 
 def _stacks(
     model: ModelConfig, shares: tuple[float, ...] | None = None
 ) -> list[tuple[_Stack, ...]]:
-    """The transformers of each level, that of guiding pixels included, and of the pixel network;
-    with the rows of one image."""
+    """The transformers of each level, first its own and then that of guiding pixels, and of the
+    pixel network; with the rows of one image."""
     *rows, pixels = rows_per_image(model, shares)
     parts = []
     for level, count in zip(model.levels, rows, strict=True):
-        own = _Stack(Transformer.of(level), count, positions(level))
-        guide = _Stack(Transformer.of(guide_network(level)), count, PIXEL_POSITIONS)
+        own, guide = _Stack.of(level, count), _Stack.of(guide_network(level), count)
         parts.append((own, guide) if level.guiding_pixel else (own,))
-    return [*parts, (_Stack(Transformer.of(model.pixel), pixels, PIXEL_POSITIONS),)]
+    return [*parts, (_Stack.of(model.pixel, pixels),)]
 
 
-def _kernels(stacks: Iterable[_Stack]) -> int:
-    return sum(stack.kernels for stack in stacks)
-
-
-def _floors(model: ModelConfig, parts: list[tuple[float, float, float]]) -> tuple[Floor, ...]:
+def _floors(model: ModelConfig, parts: Iterable[tuple[float, float, float]]) -> tuple[Floor, ...]:
     return tuple(Floor(name, *part) for name, part in zip(part_names(model), parts, strict=True))

@@ -3,6 +3,7 @@
 Decided here: patches shrink by about 4 from level to level, and level 0 has at most 16 × 16
 sub-patches, as in the paper: 64, 4, 1 and 256, 16, 4, 1. The rungs of the ladder go from the
 measured size `digits` to the published sizes. Each level is half as wide as the one above it.
+Levels are MAR, as in the largest published sizes, or AR for small images on a machine without GPUs.
 """
 
 import math
@@ -17,7 +18,7 @@ from fractal_model.sizing.choices import Choice, Entry, values
 MOST_ON_A_SIDE = 16
 """Largest number of sub-patches along the image's side in level 0, where a divisor allows it."""
 _GENERATOR_REASONS: dict[Generator, str] = {
-    "ar": "drawn several times as fast as mar on a CPU",
+    "ar": "a CPU draws it several times as fast as mar",
     "mar": "drawn in fewer iterations than ar",
 }
 _USUAL_FACTOR, _LARGEST_FACTOR = 4, MOST_ON_A_SIDE

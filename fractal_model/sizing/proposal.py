@@ -30,9 +30,14 @@ _MOST_EPOCHS = ((10_000, 100), (200_000, 200), (float("inf"), 800))
 _START_SECONDS = 30.0
 _FREE = 0.7
 """With a smaller share of its CPU a trial step says little about a machine that is free."""
-_SAMPLING_SHARE, _AR_SAMPLING_SHARE = 0.5, 0.13
-"""Speed of sampling with and without MAR levels, in operations per second, as a share of the speed
-of training. AR levels sample small steps one after another."""
+_SAMPLING_SHARE, _AR_SAMPLING_SHARE = 0.5, {False: 0.13, True: 0.05}
+"""Speed of sampling, in operations per second, as a share of the speed of training: with MAR
+levels, and with AR levels alone without and with a GPU. (`fractal benchmark` of a 64 px model of
+width 128 on two cores, not compiled: 2.8 % and 20.8 % of the ceiling; `ar-64` on an H100: 0.9 % and
+19.4 %.)"""
+_LARGEST_AR_SIDE = 64
+"""Largest side of images for which AR levels are proposed. A larger image has more sub-patches, of
+which an AR level draws one after the other, while a MAR level takes no more iterations."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,15 @@ def propose(request: Request) -> Proposal:
     )
     recipe = propose_recipe(plan, request.flip, like.training if like else None)
     batch, averages = recipe["batch_size"].value, len(recipe["ema_decays"].value)
-    resources = propose_resources(plan, batch, averages)
-    if resources["images_per_worker"].value < 2:  # There is no other image to take noise from.
+    # With one image at a time there is no other one to take noise from.
+    resources = propose_resources(plan, batch, averages, 2 if "context_noise" in recipe else 1)
+    if resources["images_per_worker"].value < 2:
         recipe = {key: choice for key, choice in recipe.items() if key != "context_noise"}
     sampling = propose_sampling(model, like.sampling if like else None)
     drawing = sum(sampling_flops(model, SamplingConfig.model_validate(values(sampling))))
-    share = _AR_SAMPLING_SHARE if model.is_autoregressive else _SAMPLING_SHARE
+    share = _SAMPLING_SHARE
+    if model.is_autoregressive:
+        share = _AR_SAMPLING_SHARE[machine.gpus > 0]
     sample_seconds = drawing / (share * request.training_speed)
     return Proposal(
         models=layers,
@@ -110,7 +118,7 @@ def propose(request: Request) -> Proposal:
             "epochs": epochs,
             **recipe,
             **resources,
-            **propose_upkeep(plan, max(1, plan.seen // batch), sample_seconds),
+            **propose_upkeep(plan, max(1, plan.seen // batch), averages, sample_seconds),
         },
         sampling=sampling,
         evaluation=propose_evaluation(
@@ -144,7 +152,8 @@ def _choose_layers(request: Request) -> Entry:
     images, like = request.images, request.like
     if like is not None and request.like_row is not None:
         return reuse_layers(like.name, request.like_row, images.resolution, images.classes)
-    generator: Generator = "mar" if request.machine.gpus else "ar"
+    is_ar = not request.machine.gpus and images.resolution <= _LARGEST_AR_SIDE
+    generator: Generator = "ar" if is_ar else "mar"
     allowed = next(i for i, rung in enumerate(LADDER) if images.train <= rung.most_images)
     rungs = [rung for rung in LADDER[: allowed + 1] if rung.width <= request.most_width]
     for rung in reversed(rungs):

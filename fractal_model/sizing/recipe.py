@@ -75,7 +75,7 @@ def propose_recipe(plan: Plan, flip: bool, like: TrainingConfig | None = None) -
         else Choice(0.1, "as published"),
         "flip": Choice(flip, "as asked" if flip else "letters and signs must not be mirrored"),
     }
-    if plan.model.is_autoregressive and few_images:
+    if like is None and plan.model.is_autoregressive and few_images:
         entry |= _propose_regularisation(steps)
     if like is not None:
         rows = like.model_copy(update={"ema_decays": list(like.ema_decays)})

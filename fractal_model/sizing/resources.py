@@ -46,11 +46,12 @@ class _Fit(NamedTuple):
     gigabytes: float
 
 
-def propose_resources(plan: Plan, batch: int, averages: int) -> Entry:
-    """The settings of `training` about workers and memory. FractalError: a training step of one
-    image does not fit the memory."""
+def propose_resources(plan: Plan, batch: int, averages: int, fewest: int = 1) -> Entry:
+    """The settings of `training` about workers and memory. A worker gets `fewest` images of a batch
+    or more, if the batch has as many. FractalError: a training step of one image does not fit the
+    memory."""
     machine = plan.machine
-    workers, fit = _fit_workers(plan, batch, averages)
+    workers, fit = _fit_workers(plan, batch, averages, max(1, batch // fewest))
     cpus = max(1, machine.cores // workers)
     resources = {"CPU": min(cpus, _MOST_CPUS) if machine.gpus else cpus}
     resources |= {"GPU": 1} if machine.gpus else {}
@@ -82,10 +83,10 @@ def count_parameters(model: ModelConfig) -> tuple[int, int]:
     return sum(p.numel() for p in network.parameters()), sum(w.numel() for w in linear)
 
 
-def _fit_workers(plan: Plan, batch: int, averages: int) -> tuple[int, _Fit]:
-    """Return the number of workers, and how each computes its images: one worker for each GPU or,
-    without GPUs, for each core; fewer if the batch or the memory asks for it."""
-    most = min(plan.machine.gpus or plan.machine.cores, batch)
+def _fit_workers(plan: Plan, batch: int, averages: int, most: int) -> tuple[int, _Fit]:
+    """Return the number of workers, at most `most`, and how each computes its images: one worker
+    for each GPU or, without GPUs, for each core; fewer if the batch or the memory asks for it."""
+    most = min(plan.machine.gpus or plan.machine.cores, most)
     for workers in (n for n in range(most, 0, -1) if batch % n == 0):
         fit = _fit_memory(plan, math.ceil(batch / workers), workers, averages)
         if fit is not None:
@@ -132,9 +133,10 @@ def _precision_reason(machine: Machine) -> str:
     return "the GPU has no fast bfloat16" if machine.gpus else "as digits: there is no GPU"
 
 
-def propose_upkeep(plan: Plan, steps: int, sample_seconds: float) -> Entry:
-    """The settings of `training` about checkpoints, reports and validation. `sample_seconds`:
-    seconds that drawing one image takes on the whole machine."""
+def propose_upkeep(plan: Plan, steps: int, averages: int, sample_seconds: float) -> Entry:
+    """The settings of `training` about checkpoints, reports and validation, which measures the
+    weights and each of their moving `averages`. `sample_seconds`: seconds that drawing one image
+    takes on the whole machine."""
     every = max(1, (plan.epochs - 1) // (_POINTS - 1))
     held_out = plan.images.held_out
     entry = {
@@ -153,7 +155,9 @@ def propose_upkeep(plan: Plan, steps: int, sample_seconds: float) -> Entry:
         return entry
     few = plan.images.train < FEW_IMAGES
     return entry | {
-        "validation": _propose_validation(plan, plan.epochs // every, sample_seconds),
+        "validation": _propose_validation(
+            plan, plan.epochs // every, (1 + averages) * sample_seconds, 1 + averages
+        ),
         "register": Choice("best", "few images: the last one may overfit")
         if few
         else Choice("last", "as published"),
@@ -169,17 +173,18 @@ def _points_reason(plan: Plan, every: int) -> str:
     return f"{plan.epochs // every} points on the curve"
 
 
-def _propose_validation(plan: Plan, points: int, sample_seconds: float) -> Choice:
-    """Held-out images and a sample grid that take a small share of the time."""
-    # A forward pass of all sub-patches takes about half of a training step with its masks.
+def _propose_validation(plan: Plan, points: int, sample_seconds: float, weights: int) -> Choice:
+    """Held-out images and a sample grid that take a small share of the time, if the likelihood is
+    measured for a number of `weights`. `sample_seconds` is for one image of each of them."""
+    # A forward pass of all sub-patches takes at most half of a training step with its masks.
     passes = 1 if plan.model.is_autoregressive else _PASSES
-    affordable = _VALIDATION_SHARE * plan.seen / (points * passes * 0.5)
+    affordable = _VALIDATION_SHARE * plan.seen / (points * weights * passes * 0.5)
     images = max(min(plan.images.held_out, _MOST_VALIDATED, int(affordable)), 1)
     between = plan.seconds / points
     room = max(1, int(_VALIDATION_SHARE * between / sample_seconds))
     rows = min(plan.images.classes, _MOST_ROWS, room)
     columns = max(1, min(_COLUMNS, room // rows))
-    likelihood = images * passes * 0.5 * plan.seconds / plan.seen
+    likelihood = images * weights * passes * 0.5 * plan.seconds / plan.seen
     seconds = 10 * (likelihood + rows * columns * sample_seconds)
     return Choice(
         {

@@ -7,9 +7,9 @@ import pytest
 from fractal_model.common.gpus import find_gpu
 from fractal_model.config.architecture import Architecture
 from fractal_model.config.params import Size, load_params
-from fractal_model.costs.flops import sampling_flops, training_flops
+from fractal_model.costs.flops import sampling_flops
+from fractal_model.costs.plan import plan
 from fractal_model.costs.roofline import sampling_floor, training_floor
-from fractal_model.costs.shapes import training_shares
 from tests.support.params import IMAGENET_SIZES, SHIPPED
 
 PARAMS = load_params(SHIPPED)
@@ -36,13 +36,10 @@ def one_level(*, recomputed: bool = False) -> Size:
 @pytest.mark.parametrize("name", IMAGENET_SIZES)
 def test_operations_are_those_of_the_planner(name):
     size = PARAMS.size(name)
-    shares = training_shares(size.model, size.training.mask_ratio)
-    is_recomputed = size.training.checkpointing_by_level(len(size.model.levels))
-    by_level = [
-        training_flops(size.model, shares, activation_checkpointing=again)[i]
-        for i, again in enumerate(is_recomputed)
-    ]
-    assert [floor.flops for floor in training_floor(size, 32)] == [32 * n for n in by_level]
+    trained = sum(floor.flops for floor in training_floor(size, 32))
+    costs = plan(size, gpu=H100, gpus=1, splits={"train": 10**6}, batch_size=32)
+    assert all(part.training_flops_checkpointed > 0 for part in costs.parts)
+    assert trained == 32 * sum(part.training_flops_checkpointed for part in costs.parts)
     sampled = [floor.flops for floor in sampling_floor(size, 8)]
     assert sampled == [8 * n for n in sampling_flops(size.model, size.sampling)]
 
@@ -73,6 +70,31 @@ def test_weights_are_read_in_each_step_of_sampling():
         assert last.flops == pytest.approx(1000 * first.flops)
     # Level 0 has 4 steps of 3 blocks; each step has 3 of the pixel network's 2 blocks.
     assert [floor.kernels for floor in one] == [4 * 5 * 3, 4 * 3 * 5 * 2]
+
+
+def test_cached_keys_and_values_are_read_again_at_each_position():
+    level, pixels = sampling_floor(one_level(), images=5)
+    # Guidance 2: two branches. Level: 4 positions, of which t = 1, 2, 3 read t earlier ones.
+    new, cached = 4 * (14 * 16 + 2 * 256), (1 + 2 + 3) * 2 * 16
+    weights = 4 * (4 * 16**2 + 3 * 16 * 256)
+    assert level.bytes == 2 * 3 * (2 * 5 * (new + cached) + weights)
+    new, cached = 4 * 3 * (14 * 8 + 2 * 32), 4 * (1 + 2) * 2 * 8
+    weights = 4 * 3 * (4 * 8**2 + 2 * 8 * 32)
+    assert pixels.bytes == 2 * 2 * (2 * 5 * (new + cached) + weights)
+
+
+def test_a_mar_level_draws_its_guiding_pixels_once_and_skips_what_nobody_reads():
+    size = PARAMS.size("mar-l")
+    first, second, _, _ = sampling_floor(size, images=1)
+    assert first.kernels == 64 * 5 * 32
+    assert second.kernels == 64 * 16 * 5 * 8 + 64 * 3 * 5 * 3
+    # All positions of all 32 blocks in all steps of both branches, and the weights of all steps.
+    in_full = 64 * 2 * 261 * 32 * 22 * 1024 * 2
+    weights = 64 * 32 * 12 * 1024**2 * 2
+    assert 0.8 * in_full < first.bytes - weights < in_full
+    partly = size.sampling.model_copy(update={"guidance_interval": (0.5, 1.0)})
+    less = sampling_floor(size.model_copy(update={"sampling": partly}), images=1)
+    assert less[0].bytes < 0.8 * first.bytes
 
 
 def test_the_longer_of_operations_and_bytes_counts():

@@ -49,9 +49,9 @@ def test_rows_are_measured_once_and_stand_beside_the_least_time(params, tmp_path
     for text in ("train mar-l, batch 32, recomputed", "kernels of a training step, mar-l"):
         main(minutes=5, out=out, only=text, params=params)
     rows = rows_in(out)
-    assert len(rows) == 3 and "3 rows" not in capsys.readouterr().err
+    assert len(rows) == 3 and "1 of 1 rows measured" in capsys.readouterr().err
     step = rows["train mar-l, batch 32, recomputed no-yes-yes-yes"]
-    assert step["seconds_per_step"] > 0 and step["tflops"] > 0
+    assert step["seconds_per_step"] > 0 and step["useful_tflops"] > 0
     *levels, rest = step["levels"]
     assert len(levels) == 4 and "gflop" not in rest
     assert all(level["gigabytes_at_least"] > 0 and level["gflop"] > 0 for level in levels)
@@ -63,11 +63,36 @@ def test_rows_are_measured_once_and_stand_beside_the_least_time(params, tmp_path
     assert out.read_bytes() == before
 
 
-def test_sampling_is_measured_by_level(params, tmp_path):
+@pytest.mark.parametrize("size", ["mar-l", "ar-64"])
+def test_sampling_is_measured_by_level(size, params, tmp_path):
     out = tmp_path / "h100.json"
-    main(minutes=5, out=out, only="sample mar-l, batch 1", params=params)
-    row = rows_in(out)["sample mar-l, batch 1"]
-    assert row["seconds_per_image"] > 0 and len(row["levels"]) == 4
+    main(minutes=5, out=out, only=f"sample {size}, batch 1", params=params)
+    row = rows_in(out)[f"sample {size}, batch 1"]
+    assert row["seconds_per_image"] > 0 and row["seconds_of_the_warm_up"] > 0
+    assert len(row["levels"]) >= LEVELS[size]  # Compiled, the last level has the pixels in it.
+    assert all(level["kernels_at_least"] > 0 for level in row["levels"])
+
+
+def test_a_row_that_failed_is_measured_again_and_the_others_are_not(params, tmp_path):
+    out, name = tmp_path / "h100.json", "train mar-b, batch 32"
+    main(minutes=5, out=out, only=name, params=params)
+    content = json.loads(out.read_text())
+    content["rows"] = {name: {"error": "x"}, "ceiling": {"float32": 1.0}}
+    out.write_text(json.dumps(content))
+    main(minutes=5, out=out, only=name, params=params)
+    assert rows_in(out)[name]["seconds_per_step"] > 0 and rows_in(out)["ceiling"] == {"float32": 1}
+
+
+def test_a_row_that_the_minutes_cut_off_is_left_for_the_next_time(params, tmp_path, monkeypatch):
+    def sleep(device: torch.device) -> dict:
+        time.sleep(60)
+        return {}
+
+    rows = "tests.benchmarks.h100.__main__.all_rows"
+    monkeypatch.setattr(rows, lambda *arguments: [Row("slow", sleep), Row("next", sleep)])
+    out = tmp_path / "h100.json"
+    main(minutes=0.1, out=out, params=params)
+    assert not out.exists()
 
 
 def test_a_row_that_fails_or_takes_too_long_says_so_and_ends():
@@ -78,8 +103,8 @@ def test_a_row_that_fails_or_takes_too_long_says_so_and_ends():
         time.sleep(30)
         return {}
 
-    assert measure_row(Row("x", fail), CPU, 5)["error"] == "no memory"
-    assert measure_row(Row("x", sleep), CPU, 0.1)["error"] == "not finished after 0 s"
+    assert measure_row(Row("x", fail), CPU, 5)["error"] == "OutOfMemoryError: no memory"
+    assert measure_row(Row("x", sleep), CPU, 0.1)["error"] == "TooLong: not finished after 0.1 s"
 
 
 def test_a_limit_ends_with_its_block():
@@ -88,6 +113,17 @@ def test_a_limit_ends_with_its_block():
     with time_limit(0.05):
         pass
     time.sleep(0.1)
+
+
+def test_an_earlier_alarm_goes_on_after_a_limit():
+    def run_both() -> None:
+        with time_limit(0.3):
+            with time_limit(10):
+                pass
+            time.sleep(5)
+
+    with pytest.raises(TooLong, match=r"after 0\.3 s"):
+        run_both()
 
 
 def test_results_of_another_machine_are_not_mixed(params, tmp_path):
@@ -110,7 +146,7 @@ def test_names_are_unique_and_the_published_code_is_optional(tmp_path):
     assert len({row.name for row in both}) == len(both) == len(ours) + 4
     assert ours[0].name == "ceiling" and ours[1].name == "train mar-l, batch 32"
     with pytest.raises(FractalError, match=r"no models/fractalgen.py: clone the published code"):
-        published_model(tmp_path, "mar-l")
+        published_model(tmp_path, load_params(SHIPPED).size("mar-l"))
 
 
 def test_operations_before_the_first_mark_belong_to_no_part():

@@ -82,7 +82,11 @@ def test_every_command_and_setting_is_in_the_reference(site):
 
 def test_the_python_reference_has_signatures_and_docstrings(site):
     page = (site / "python.html").read_text()
-    for words in ("from_pretrained", "save_pretrained", "A trained model with its sampling settings"):
+    for words in (
+        "from_pretrained",
+        "save_pretrained",
+        "A trained model with its sampling settings",
+    ):
         assert words in page
 
 

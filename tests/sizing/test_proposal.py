@@ -58,8 +58,8 @@ def test_the_budget_decides_the_epochs_and_the_width():
 
 
 def test_a_short_budget_draws_the_fewest_samples_and_says_so():
-    images = replace(FLOWERS, train=300)
-    longer, short = (propose(request(images, budget=budget)) for budget in (360_000.0, 1.0))
+    images = replace(FLOWERS, train=150)
+    longer, short = (propose(request(images, budget=budget)) for budget in (360_000.0, 60.0))
     choices = [p.sections["evaluation"]["samples_per_class"] for p in (longer, short)]
     assert choices[0].value > choices[1].value
     assert choices[1].reason.endswith("in all: the fewest for a rough FID")
@@ -84,6 +84,19 @@ def test_a_machine_without_a_gpu_gets_ar_levels_whose_average_is_measured():
     assert laptop.sampling.level_iterations(laptop.model) == laptop.sampling.iterations
     assert laptop.training.validation.passes == laptop.evaluation.likelihood_passes == 1
     assert (laptop.evaluation.weights, node.evaluation.weights) == ("ema", "model")
+
+
+def test_workers_get_two_images_each_where_one_takes_noise_from_the_other():
+    many = replace(LAPTOP, cores=32, memory_bytes=256e9)
+    training = propose(request(replace(FLOWERS, train=300), many)).size("x").training
+    assert training.images_per_worker >= 2 and training.context_noise == 0.1
+    tiny = propose(request(replace(FLOWERS, train=3), many)).size("x").training
+    assert (tiny.images_per_worker, tiny.context_noise) == (1, 0.0)
+
+
+def test_large_images_get_mar_levels_on_a_cpu_too():
+    large = propose(request(replace(FLOWERS, resolution=128))).size("x")
+    assert not large.model.is_autoregressive
 
 
 def test_a_measured_speed_replaces_the_estimate():

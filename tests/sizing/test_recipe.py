@@ -39,6 +39,12 @@ def test_ar_levels_on_few_images_are_regularised():
         assert proposed["ema_decays"] == [] and "context_noise" not in proposed
 
 
+def test_a_size_to_follow_brings_its_own_regularisation():
+    like = PARAMS.training["emoji-64"]
+    recipe = values(propose_recipe(plan_for("emoji-64", DIGITS), flip=False, like=like))
+    assert recipe["ema_decays"] == list(like.ema_decays) and "context_noise" not in recipe
+
+
 @pytest.mark.parametrize(("epochs", "decay"), [(1, 0.9), (22, 0.99), (220, 0.998)])
 def test_an_average_spans_a_tenth_of_the_steps(epochs, decay):
     recipe = values(propose_recipe(plan_for("digits-nll", DIGITS, epochs), flip=False))

@@ -58,19 +58,19 @@ def test_workers_divide_the_batch_and_fit_the_memory(cores, gigabytes, batch, wo
 @pytest.mark.parametrize("epochs", [1, 5, 22, 97, 800])
 def test_a_training_has_six_validations_or_more(epochs):
     plan = Plan(FLOWERS, LAPTOP, MAR_64, epochs, 3600.0, 64)
-    entry = values(propose_upkeep(plan, steps=1000, sample_seconds=2.0))
+    entry = values(propose_upkeep(plan, steps=1000, averages=0, sample_seconds=2.0))
     assert math.ceil(epochs / entry["validate_every_epochs"]) >= min(6, epochs)
     assert entry["stop_after_epochs_without_gain"] == 3 * entry["validate_every_epochs"]
     assert entry["register"] == "best"
 
 
 def test_many_images_register_the_last_checkpoint():
-    entry = values(propose_upkeep(Plan(IMAGENET, NODE, MAR_64, 800, 1e6, 64), 1000, 0.01))
+    entry = values(propose_upkeep(Plan(IMAGENET, NODE, MAR_64, 800, 1e6, 64), 1000, 0, 0.01))
     assert (entry["register"], entry["stop_after_epochs_without_gain"]) == ("last", 0)
 
 
 def test_without_held_out_images_nothing_is_validated():
     plan = Plan(replace(DIGITS, held_out=0), LAPTOP, MAR_64, 22, 100.0, 64)
-    entry = propose_upkeep(plan, steps=1000, sample_seconds=1.0)
+    entry = propose_upkeep(plan, steps=1000, averages=0, sample_seconds=1.0)
     assert entry["validate_every_epochs"].value == 0
     assert "register" not in entry and "validation" not in entry

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.h100 --minutes 8 --out results.json [--published FOLDER]
 
-The file is written after each row, and a row that it has is not measured again: start the command
-again to go on. `--only TEXT` measures the rows with this text in their names. It needs torch and
-the packages of the model alone: no Ray, Prefect or MLflow. pytest does not collect this program.
+The file is written after each row, and a row that it has is not measured again unless it failed:
+start the command again to go on. `--only TEXT` measures the rows with this text in their names.
+It needs torch and the packages of the model alone: no Ray, Prefect or MLflow. pytest does not
+collect this program.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ def describe_machine(device: torch.device) -> Result:
 
 
 def measure_row(row: Row, device: torch.device, seconds: float) -> Result:
-    """Measure a row within some seconds. What goes wrong is its result."""
+    """Measure a row within some seconds. What goes wrong in it is its result."""
     start = time.perf_counter()
     try:
         with time_limit(seconds):
             result = row.measure(device)
-    except (TooLong, FractalError, RuntimeError) as error:  # also torch's: out of memory
-        result = {"error": str(error).splitlines()[0]}
+    except (TooLong, Exception) as error:  # whatever it is, the other rows are to be measured
+        result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -79,19 +80,23 @@ def main(
     results = read_results(out, machine)
     rows = [row for row in all_rows(load_params(params), published) if only in row.name]
     if not rows:
-        raise FractalError(f"no row has {only!r} in its name: see --out for the names")
+        names = "; ".join(row.name for row in all_rows(load_params(params), published))
+        raise FractalError(f"no row has {only!r} in its name: the rows are {names}")
     out.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
         left = end - time.monotonic()
-        if row.name in results or left < _ROOM:
+        if "error" not in results.get(row.name, {"error": ""}) or left < _ROOM:
             continue
-        results[row.name] = result = measure_row(row, device, min(left, LONGEST))
+        result = measure_row(row, device, min(left, LONGEST))
+        if "error" in result and time.monotonic() >= end:
+            break  # It was cut off with the minutes, and is measured when the command goes on.
+        results[row.name] = result
         with atomic_file(out) as partial:
             partial.write_text(json.dumps({"machine": machine, "rows": results}, indent=1) + "\n")
         numbers = {key: value for key, value in result.items() if isinstance(value, float | str)}
         say(f"{row.name}: {json.dumps(numbers)}")
-    missing = [row.name for row in rows if row.name not in results]
-    say(f"{len(rows) - len(missing)} of {len(rows)} rows in {out}")
+    measured = [row for row in rows if "error" not in results.get(row.name, {"error": ""})]
+    say(f"{len(measured)} of {len(rows)} rows measured, in {out}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from fractal_model.costs.benchmark_levels import part_names
 from fractal_model.costs.training_levels import watch_parts
 from fractal_model.model.fractal import FractalModel
 
-LONGEST = 40
-"""Number of rows: kernels with the largest share of the time."""
+MOST_KERNELS = 40
+"""Number of kernels in the result: those with the largest share of the time."""
 _MARK = "part "
 
 
@@ -58,7 +58,7 @@ def collect_kernels(events: Sequence[Any], parts: Sequence[str]) -> list[dict[st
         {"kernel": name, "part": part, "starts": starts, "seconds": seconds}
         for (name, part), (starts, seconds) in sums.items()
     ]
-    return sorted(rows, key=itemgetter("seconds"), reverse=True)[:LONGEST]
+    return sorted(rows, key=itemgetter("seconds"), reverse=True)[:MOST_KERNELS]
 
 
 def _is_mark(event: Any) -> bool:

@@ -8,7 +8,7 @@ scaler, AdamW, clipping and activation checkpointing, sampling the same automati
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,49 +16,38 @@ from typing import Any
 import torch
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.params import Size
 
-_MODELS = {
-    "ar-64": ("fractalar_in64", 64, 1, False),
-    "mar-64": ("fractalmar_in64", 64, 5, False),
-    "mar-b": ("fractalmar_base_in256", 256, 5, True),
-    "mar-l": ("fractalmar_large_in256", 256, 5, True),
-    "mar-h": ("fractalmar_huge_in256", 256, 5, True),
-}
-"""Function, side of the images, conditions and guiding pixel of each size."""
-_SAMPLING = {
-    "ar-64": (11.0, 1.03),
-    "mar-64": (6.5, 1.02),
-    "mar-l": (21.0, 1.1),
-    "mar-h": (19.0, 1.1),
-}
-"""Published guidance and temperature."""
+_FUNCTIONS = {"mar-64": "fractalmar_in64", "mar-l": "fractalmar_large_in256"}
+"""The function of the published code that makes the model of a size."""
 
 
-def published_model(folder: Path, size: str) -> Any:
+def published_model(folder: Path, size: Size) -> Any:
     """The published model of a size on the GPU. FractalError: the folder has no published code."""
     if not (folder / "models" / "fractalgen.py").is_file():
         raise FractalError(f"{folder} has no models/fractalgen.py: clone the published code there")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    function, _, conditions, guiding_pixel = _MODELS[size]
-    build = getattr(import_module("models.fractalgen"), function)
+    last = size.model.levels[-1]
+    build = getattr(import_module("models.fractalgen"), _FUNCTIONS[size.name])
     model = build(
-        label_drop_prob=0.1,
-        class_num=1000,
-        attn_dropout=0.1,
-        proj_dropout=0.1,
-        guiding_pixel=guiding_pixel,
-        num_conds=conditions,
-        r_weight=5.0,
+        label_drop_prob=size.training.label_drop,
+        class_num=size.model.num_classes,
+        attn_dropout=last.dropout,
+        proj_dropout=last.dropout,
+        guiding_pixel=last.guiding_pixel,
+        num_conds=last.conditions,
+        r_weight=size.model.red_weight,
         grad_checkpointing=True,
     )
     return model.cuda()
 
 
-def published_training(folder: Path, size: str, batch: int) -> Callable[[], object]:
+def published_training(folder: Path, size: Size, batch: int) -> Callable[[], object]:
     """A function that does one training step of the published code on noise."""
-    model, side = published_model(folder, size).train(), _MODELS[size][1]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    model, side = published_model(folder, size).train(), size.model.image_size
+    recipe = size.training
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=recipe.betas)
     scaler = torch.amp.GradScaler("cuda")
     images = torch.randn(batch, 3, side, side, device="cuda").clamp(-2, 2)
     labels = torch.arange(batch, device="cuda")
@@ -69,7 +58,7 @@ def published_training(folder: Path, size: str, batch: int) -> Callable[[], obje
         loss.item()  # It reads the loss in each step.
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -77,26 +66,24 @@ def published_training(folder: Path, size: str, batch: int) -> Callable[[], obje
     return step
 
 
-def published_sampling(folder: Path, size: str, batch: int) -> Callable[[], object]:
-    """A function that samples a batch as the published code does, with guidance."""
-    model = published_model(folder, size).eval()
-    guidance, temperature = _SAMPLING[size]
-    iterations = [64, 16, 16] if _MODELS[size][1] == 256 else [64, 16]
+def published_sampling(folder: Path, size: Size, batch: int) -> Callable[[], object]:
+    """A function that samples a batch as the published code does, with the size's settings."""
+    model, settings = published_model(folder, size).eval(), size.sampling
     labels = torch.arange(batch, device="cuda")
 
-    def draw() -> None:
+    def draw(iterations: Sequence[int] = settings.iterations) -> None:
         with torch.no_grad(), torch.autocast("cuda", torch.float16):
             embedded = model.class_emb(labels)
             null = model.fake_latent.repeat(batch, 1)
-            conditions = [torch.cat([embedded, null])] * 5
             model.sample(
-                cond_list=conditions,
-                num_iter_list=iterations,
-                cfg=guidance,
+                cond_list=[torch.cat([embedded, null])] * 5,  # It always makes five.
+                num_iter_list=list(iterations),
+                cfg=settings.guidance,
                 cfg_schedule="linear",
-                temperature=temperature,
-                filter_threshold=1e-4,
+                temperature=settings.logit_scale,
+                filter_threshold=settings.filter_threshold,
                 fractal_level=0,
             )
 
+    draw([1] * len(settings.iterations))  # It loads the kernels.
     return draw
