@@ -81,7 +81,9 @@ def deployments(params: Params) -> Iterator[Deployment]:
     for size in map(params.size, params.models):
         model, resources = f"a fractal-{size.name}", evaluation_resources(size)
         purposes = {
-            TRAIN: f"{_title(size)}. Resources: {training_resources(size.training)}.",
+            TRAIN: f"Trains {model} on {size.training.dataset}: {_describe_model(size)}, "
+            f"{count_of(size.training.epochs, 'epoch')}. "
+            f"Resources: {training_resources(size.training)}.",
             EVALUATE: f"Measures likelihood, FID and more of {model} by the protocol of "
             f"params.yaml; promotes it if it beats the champion. Resources: {resources}.",
             SWEEP: f"Searches the best guidance, logit scale and iterations of {model}, within a "
@@ -125,18 +127,11 @@ def deployments(params: Params) -> Iterator[Deployment]:
     )
 
 
-def _title(size: Size) -> str:
-    """The paper's name of a size and its resolution, for example FractalMAR-B at 256 × 256."""
-    side = f"{size.model.image_size} × {size.model.image_size}"
-    if size.training.dataset == DIGITS:
-        return f"The embedded handwritten digits at {side}"
-    generators = {level.generator: level.generator.upper() for level in size.model.levels}
-    model = f"Fractal{'-'.join(generators.values())}"
-    *_, last = size.name.split("-")
-    if len(last) == 1:
-        model = f"{model}-{last.upper()}"
-    ablation = "The two-level ablation of " if len(size.model.levels) == 1 else ""
-    return f"{ablation}{model} at {side}"
+def _describe_model(size: Size) -> str:
+    """The levels and patch sizes of a size, such as `MAR levels, 256 → 16 → 4 → 1 px`."""
+    kinds = dict.fromkeys(level.generator.upper() for level in size.model.levels)
+    sides = (size.model.image_size, *(level.sub_patch_size for level in size.model.levels))
+    return f"{' and '.join(kinds)} levels, {' → '.join(map(str, sides))} px"
 
 
 def training_resources(recipe: TrainingConfig) -> str:

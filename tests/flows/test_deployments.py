@@ -82,25 +82,29 @@ def test_every_size_is_trained_evaluated_and_swept():
         (
             "digits",
             {"workers": 2, "resources_per_worker": {"CPU": 1}, "accelerator_type": None},
-            "The embedded handwritten digits at 8 × 8. Resources: 2 workers, 1 CPU each, no GPU.",
+            "Trains a fractal-digits on digits: MAR levels, 8 → 2 → 1 px, 22 epochs. "
+            "Resources: 2 workers, 1 CPU each, no GPU.",
             ("fractal", "digits", "cpu"),
         ),
         (
             "ar-64-two-level",
             {},
-            f"The two-level ablation of FractalAR at 64 × 64. Resources: {H100}.",
+            "Trains a fractal-ar-64-two-level on imagenet64: AR levels, 64 → 1 px, 800 epochs. "
+            f"Resources: {H100}.",
             ("fractal", "imagenet64", "h100"),
         ),
         (
             "mar-64",
             {"resources_per_worker": {"GPU": 0.5, "licence": 2}, "accelerator_type": None},
-            "FractalMAR at 64 × 64. Resources: 32 workers, 0.5 GPU and 2 licence each.",
+            "Trains a fractal-mar-64 on imagenet64: MAR levels, 64 → 4 → 1 px, 800 epochs. "
+            "Resources: 32 workers, 0.5 GPU and 2 licence each.",
             ("fractal", "imagenet64", "gpu"),
         ),
         (
             "mar-l",
             {},
-            f"FractalMAR-L at 256 × 256. Resources: {H100}.",
+            "Trains a fractal-mar-l on imagenet256: MAR levels, 256 → 16 → 4 → 1 px, 800 epochs. "
+            f"Resources: {H100}.",
             ("fractal", "imagenet256", "h100"),
         ),
     ],
@@ -200,7 +204,7 @@ def test_the_server_has_every_deployment_with_its_settings(project, server, caps
     assert training.entrypoint == deployments.TRAIN
     assert training.parameters == {"size": "own"}
     assert training.tags == ["fractal", "digits", "cpu"]
-    assert training.description.startswith("The embedded handwritten digits at 8 × 8. ")
+    assert training.description.startswith("Trains a fractal-own on digits: MAR levels, 8 → 2 → 1")
     properties = training.parameter_openapi_schema["properties"]
     assert all(len(schema["description"]) > 10 for schema in properties.values())
     assert (properties["size"]["enum"], properties["size"]["readOnly"]) == (["own"], True)
