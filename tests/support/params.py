@@ -9,7 +9,7 @@ from tests.support import REPOSITORY
 SHIPPED = REPOSITORY / "params.yaml"
 SIZES = (
     *("digits", "digits-nll", "emoji-64"),
-    *("ar-64", "mar-64", "mar-64-80", "ar-64-two-level", "mar-64-two-level"),
+    *("ar-64", "mar-64", "mar-64-80", "mar-64-nll", "ar-64-two-level", "mar-64-two-level"),
     *("mar-b", "mar-l", "mar-h"),
 )
 """The shipped sizes. The user may have added others to params.yaml, which tests leave out."""
