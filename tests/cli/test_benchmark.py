@@ -167,7 +167,7 @@ def test_the_table_of_training_has_no_values_of_sampling():
     assert "utilisation" in printed
     assert "median of 1 run" in printed
     assert "uncached" not in printed
-    assert "level" not in printed
+    assert "level 1 (2 → 1, ar)" in printed and "optimiser and the rest" in printed
 
 
 def test_the_table_of_sampling_has_the_levels():
