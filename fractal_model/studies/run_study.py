@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from fractal_model.common.plurals import count_of
 from fractal_model.config.params import load_params
 from fractal_model.config.params_source import ParamsSource
 from fractal_model.studies.comparison import VariantComparison, compare_variants
+from fractal_model.studies.run_trial import prepare_process, run_trial
 from fractal_model.studies.study_file import Study
 from fractal_model.studies.study_page import write_page
-from fractal_model.studies.trial import Trial, plan_trial, prepare_process, run_trial
+from fractal_model.studies.trial import Afterwards, Trial, plan_trial
 from fractal_model.studies.trial_table import TrialRow, read_rows, write_rows
 from fractal_model.tracking import runs, store
 
@@ -63,17 +63,24 @@ def run_study(
 
 
 def plan_trials(study: Study, source: ParamsSource) -> list[Trial]:
-    """Return all trials of a study: the seeds of the base, then those of each variant. MLflow must
-    be connected. FractalError: a setting is wrong, two variants have the same settings, or a
-    variant sees another number of images than the base and `other_images` does not name it."""
-    trials = []
-    for variant, settings in study.recipes.items():
+    """Return all trials of a study: the seeds of the base, then those of each variant, the guided
+    ones last. MLflow must be connected. FractalError: a setting is wrong, two variants have the
+    same settings, a guide does not fit, or a variant sees another number of images than the base
+    and `other_images` does not name it."""
+    planned: dict[tuple[str, int], Trial] = {}
+    for variant in sorted(study.recipes, key=lambda name: name in study.guides):  # guides first
+        settings = study.recipes[variant]
         try:
             params = load_params(source.file, (*settings, *source.overrides))
         except FractalError as error:
             raise FractalError(f"variant {variant}: {error}") from error
-        plan = partial(plan_trial, params, study.size, variant, metrics=study.metrics)
-        trials += [plan(seed) for seed in study.seeds]
+        for seed in study.seeds:
+            guide = planned.get((study.guides.get(variant, ""), seed))
+            afterwards = Afterwards(guide, study.tuned.get(variant))
+            planned[variant, seed] = plan_trial(
+                params, study.size, variant, seed, study.metrics, afterwards
+            )
+    trials = list(planned.values())
     _require_different(trials)
     base = trials[0]
     for trial in trials:

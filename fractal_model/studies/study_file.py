@@ -14,6 +14,7 @@ from fractal_model.common.strict import NUMBER, NotEmpty, Seed, StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
 from fractal_model.config.params import SizeName
+from fractal_model.config.weights import Weights
 from fractal_model.metrics.names import CONDITIONAL_NLL, NLL, SAMPLE_METRICS, SPEED
 
 FOLDER = Path("docs/studies")
@@ -41,6 +42,13 @@ class Study(StrictModel):
     """Settings of each variant, which apply after `set`. The variant `base` has none."""
     other_images: tuple[VariantName, ...] = ()
     """Variants that may see another number of images than the base, such as longer trainings."""
+    guides: Annotated[dict[VariantName, VariantName], Field(default_factory=dict)]
+    """Variants whose samples a weaker model guides, each with the variant that trains this model
+    with the same seed."""
+    tuned: Annotated[dict[VariantName, Weights], Field(default_factory=dict)]
+    """Variants that are fine-tuned with their own samples after the training, as `fractal tune-ddo`
+    does with the settings `ddo.SIZE`, each with the weights that this starts from. The images and
+    minutes of a trial are without it."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=LEAST_SEEDS, max_length=100)]
     """Seeds of the trainings of each variant. Differences are paired by seed."""
     metrics: Annotated[tuple[Literal[METRICS], ...], Field(min_length=1)] = (NLL,)  # type: ignore[valid-type]
@@ -53,8 +61,16 @@ class Study(StrictModel):
     def _require_consistency(self) -> Self:
         if BASE in self.variants:
             raise ValueError(f"variants has {BASE!r}: give its settings under set")
-        if unknown := set(self.other_images) - set(self.variants):
-            raise ValueError(f"other_images names {min(unknown)!r}, which is no variant")
+        for name in ("other_images", "guides", "tuned"):
+            if unknown := set(getattr(self, name)) - set(self.variants):
+                raise ValueError(f"{name} names {min(unknown)!r}, which is no variant")
+        if unknown := set(self.guides.values()) - {BASE, *self.variants}:
+            raise ValueError(f"guides names {min(unknown)!r}, which is no variant")
+        if guided := set(self.guides.values()) & {*self.guides, *self.tuned}:
+            raise ValueError(
+                f"guides names {min(guided)!r} as a guide, which is guided or tuned itself: choose "
+                f"a variant that is only trained"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed occurs twice: name each one once")
         return self

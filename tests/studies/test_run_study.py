@@ -44,10 +44,11 @@ def source(project) -> ParamsSource:
     return ParamsSource(project.params)
 
 
-def complete(trial: Trial, *, is_finite: bool = True) -> FractalModel:
-    """Do what a training of the trial would leave behind, with random weights; return its model."""
+def complete(trial: Trial, *, is_finite: bool = True, first: int = 0) -> FractalModel:
+    """Do what a training of the trial would leave behind, with random weights from the seed `first`
+    on; return its model."""
     model = FractalModel(trial.size.model)
-    initialise(model, torch.Generator().manual_seed(trial.seed))
+    initialise(model, torch.Generator().manual_seed(first + trial.seed))
     if not is_finite:
         torch.nn.init.constant_(model.class_embedding.weight, torch.nan)
         torch.nn.init.constant_(next(model.pixel.parameters()), torch.nan)
@@ -86,6 +87,20 @@ def test_the_trials_of_a_study_are_its_variants_with_each_seed(source):
             "a sees 592 images and the base 444: give it as many epochs, or name it in other_im",
         ),
         ({"variants": {"a": ("training.digits.epoch=4",)}}, "variant a: .*did you mean 'epochs'"),
+        (
+            {"variants": {"a": ()}, "tuned": {"a": "model"}},
+            "size digits has MAR levels.*choose a size whose generators are all ar",
+        ),
+        (
+            {
+                "variants": {
+                    "weak": ("models.digits.patch_sizes=[8,4,1]",),
+                    "a": (),
+                },
+                "guides": {"a": "weak"},
+            },
+            "the guide's list of patch sizes is",
+        ),
         ({"size": "digit"}, "variant base: training.digit.holdout.*did you mean 'digits'"),
     ],
 )
@@ -131,6 +146,37 @@ def test_trials_are_measured_once_and_failures_leave_the_others_alone(source, tm
     shutil.rmtree(source.load().paths.outputs / "checkpoint-base-0")  # it is not needed any more
     assert run_study(STUDY, "mine", source, tmp_path, jobs=1) == comparison
     assert "3 trials, 3 with a result" in capsys.readouterr().out
+
+
+def test_an_earlier_training_guides_and_a_tuning_follows(project, source, tmp_path):
+    project.run(app.main, "data", "reference", "digits")
+    store.connect(project.outputs)
+    ar = ("models.digits.generators=[ar,ar]", "models.digits.conditions=1")
+    study = STUDY.model_copy(
+        update={
+            "set": (*SETTINGS, *ar, "sampling.digits.guidance=1.5"),
+            "variants": {
+                "weak": ("training.digits.epochs=1",),
+                "guided": (),
+                "tuned": ("ddo.digits.share=0.1", "ddo.digits.rounds=1"),
+            },
+            "other_images": ("weak",),
+            "guides": {"guided": "weak"},
+            "tuned": {"tuned": "model"},
+            "metrics": ("nll_bits_per_dim", "fid"),
+            "seeds": (0,),
+        }
+    )
+    trials = {trial.variant: trial for trial in plan_trials(study, source)}
+    assert len({trial.fingerprint for trial in trials.values()}) == 4
+    assert len({trial.training for trial in trials.values()}) == 2  # only `weak` trains otherwise
+    for variant, first in (("base", 0), ("weak", 9)):
+        complete(trials[variant], first=first)
+    run_study(study, "after", source, tmp_path, jobs=1)
+    rows = {row.variant: row.metrics for row in read_rows(tmp_path / "after.csv")}
+    assert rows["guided"]["nll_bits_per_dim"] == rows["base"]["nll_bits_per_dim"]
+    assert rows["guided"]["fid"] != rows["base"]["fid"]
+    assert rows["tuned"]["nll_bits_per_dim"] != rows["base"]["nll_bits_per_dim"]
 
 
 @pytest.mark.slow

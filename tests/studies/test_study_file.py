@@ -42,6 +42,11 @@ def test_the_validation_images_are_a_choice(tmp_path):
     [
         ({"variants": {"base": ["a=1"]}}, "variants has 'base': give its settings under set"),
         ({"other_images": ["b"]}, "other_images names 'b', which is no variant"),
+        ({"guides": {"b": "a"}}, "guides names 'b', which is no variant"),
+        ({"guides": {"a": "b"}}, "guides names 'b', which is no variant"),
+        ({"guides": {"a": "a"}}, "guides names 'a' as a guide, which is guided or tuned itself"),
+        ({"tuned": {"base": "ema"}}, "tuned names 'base', which is no variant"),
+        ({"tuned": {"a": "average"}}, "tuned.a: 'average' names no weights"),
         ({"seeds": [0, 1, 1]}, "a seed occurs twice"),
         ({"seeds": [0, 1]}, "at least 3 items"),
         ({"seeds": [0, 1, True]}, "not true or false"),
