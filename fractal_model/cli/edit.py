@@ -9,7 +9,6 @@ from fractal_model.cli.options import BatchSizeOption, WorkersOption, path_optio
 from fractal_model.cli.sampling_options import (
     ClassesOption,
     SamplingOptions,
-    parse_numbers,
     require_images,
     with_sampling_options,
 )
@@ -60,6 +59,7 @@ def edit(
     from fractal_model.generation import editing
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.pictures import grey_out, picture_grid, save_png
+    from fractal_model.generation.request import parse_numbers
     from fractal_model.parallel.parts import LARGEST_PART
     from fractal_model.parallel.split import split_over_workers
 

@@ -13,7 +13,6 @@ import typer
 
 from fractal_model.cli.options import ModelOption, ParamsOption, find_outputs
 from fractal_model.common.errors import FractalError
-from fractal_model.common.plurals import count_of
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.overrides import parse_override
 from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
@@ -193,6 +192,8 @@ def require_images(classes: str, n: int, seed: int, batch_size: int | None = Non
 def parse_iterations(text: str | None, model: ModelConfig) -> tuple[int, ...] | None:
     """Return the numbers of the option `--iterations`, one for each level; None if it is not given.
     FractalError: see `parse_numbers`."""
+    from fractal_model.generation.request import parse_numbers
+
     return None if text is None else parse_numbers(text, "iterations", len(model.levels))
 
 
@@ -210,6 +211,8 @@ def parse_interval(text: str | None) -> tuple[float, ...] | None:
 
 
 def _parse_order(text: str) -> str | tuple[int, ...]:
+    from fractal_model.generation.request import parse_numbers
+
     if text in _ORDERS:
         return text
     if text.strip() and set(text) <= set("0123456789, "):
@@ -222,18 +225,3 @@ def _parse_order(text: str) -> str | tuple[int, ...]:
             f"choose one, or give the numbers of all sub-patches"
         ) from error
     return parse_numbers(file_text, f"order file {text}", None)
-
-
-def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
-    """Return the whole numbers in a text, where commas or blanks separate them. Errors begin with
-    `name`, the option's name. FractalError: the text has something else, or not `count` numbers. If
-    `count` is None, any number of them is allowed."""
-    try:
-        values = tuple(int(part) for part in text.replace(",", " ").split())
-    except ValueError as error:
-        start = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
-        raise FractalError(f"{name}: found {start}, expected whole numbers such as 3,1") from error
-    if count is not None and len(values) != count:
-        numbers = count_of(len(values), "number")
-        raise FractalError(f"{name}: {text!r} has {numbers}, expected {count}")
-    return values

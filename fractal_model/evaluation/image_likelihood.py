@@ -15,6 +15,7 @@ from fractal_model.common.strict import LARGEST_SEED
 from fractal_model.config.validation import MOST_PASSES
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.likelihood import Likelihood, mask_seeds, pass_bits
+from fractal_model.model.pixel_likelihood import pixel_bits
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_this_process
 
 ReadImages = Callable[[range], tuple[Tensor, Tensor, Sequence[int]]]
@@ -40,11 +41,7 @@ def image_likelihood(
     most `largest` images are computed at a time; `progress` receives the number of images done.
     FractalError: `passes`, `largest` or `seed` is out of range.
     """
-    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
-        raise FractalError(
-            f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
-            f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
-        )
+    _require_settings(passes, largest, seed)
     exact = model.config.is_autoregressive
     per_pass = torch.empty(count, 1 if exact else passes, dtype=torch.float64)
     start = partial(start_bits, partial(pass_bits, passes=passes), model, read, seed)
@@ -56,6 +53,38 @@ def image_likelihood(
     return Likelihood(per_pass, exact)
 
 
+def image_pixel_bits(
+    model: FractalModel,
+    read: ReadImages,
+    count: int,
+    progress: Callable[[int], None] = lambda done: None,
+    *,
+    passes: int,
+    seed: int,
+    largest: int = LARGEST_PART,
+    map_parts: MapParts = map_in_this_process,
+) -> Tensor:
+    """Measure the bits per dimension of each pixel of `count` images, (N, S, S) float64. NaN: see
+    `pixel_bits`. The arguments and errors are those of `image_likelihood`."""
+    _require_settings(passes, largest, seed)
+    side = model.config.image_size
+    bits, done = torch.empty(count, side, side, dtype=torch.float64), 0
+    start = partial(start_bits, partial(pixel_bits, passes=passes), model, read, seed)
+    for part, values in map_parts(start, count, largest=largest):
+        bits[part.start : part.stop] = values
+        done += len(part)
+        progress(done)
+    return bits
+
+
+def _require_settings(passes: int, largest: int, seed: int) -> None:
+    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
+        raise FractalError(
+            f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
+            f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
+        )
+
+
 def start_bits(
     compute: Callable[..., Tensor],
     model: FractalModel,
@@ -63,8 +92,8 @@ def start_bits(
     seed: int,
     device: torch.device,
 ) -> Work:
-    """Return a function that computes the bits of a part on `device`. `compute` is `pass_bits` or
-    `pass_bits_by_term`."""
+    """Return a function that computes the bits of a part on `device`. `compute` is `pass_bits`,
+    `pass_bits_by_term` or `pixel_bits`."""
     model = model.to(device)
 
     def work(part: range) -> Tensor:

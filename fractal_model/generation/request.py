@@ -20,6 +20,7 @@ from fractal_model.sampling.orders import require_order
 
 LARGEST_REQUEST = 1_000_000
 """Largest number of images of one request."""
+_LONGEST_TEXT = 40
 _ALLOWED = {
     "guidance": "guidance 0 … 1000",
     "guidance_interval": "two numbers from 0 to 1, the lower one first",
@@ -76,3 +77,18 @@ def change_sampling(
     settings.level_iterations(model)
     require_order(settings.order, model)
     return settings
+
+
+def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
+    """Return the whole numbers in a text, where commas or blanks separate them. Errors begin with
+    `name`. FractalError: the text has something else, or not `count` numbers. If
+    `count` is None, any number of them is allowed."""
+    try:
+        values = tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        start = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
+        raise FractalError(f"{name}: found {start}, expected whole numbers such as 3,1") from error
+    if count is not None and len(values) != count:
+        numbers = count_of(len(values), "number")
+        raise FractalError(f"{name}: {text!r} has {numbers}, expected {count}")
+    return values

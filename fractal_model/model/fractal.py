@@ -64,13 +64,18 @@ class ValueNats:
 
     nats: Tensor
     """Negative log-probabilities of red, green and blue, (N, 3) float32."""
-    image: Tensor
-    """Number, in the batch, of the image that the values belong to, (N,) int64."""
+    rows: Rows
+    """Places of the N pixels or patches that the values belong to."""
     weight: Tensor
     """Weight of each row of `nats` in its image's mean, (N,); an image's weights add up to 1."""
     per_image_value: float
     """Number of these values divided by the number of the image's values: 1 for pixels, 1/256 for
     the guiding pixels of 16 × 16 patches."""
+
+    @property
+    def image(self) -> Tensor:
+        """Number, in the batch, of the image that the values belong to, (N,) int64."""
+        return self.rows.image
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ class FractalModel(PretrainedModule):
                 targets, colours = guides(mean_colour(patches))
                 nats = channel_nats(level.guide_network, conditions, targets, padding)
                 share = 1 / level.config.patch_size**2
-                guide_nats.append(ValueNats(nats, rows.image, weight, share))
+                guide_nats.append(ValueNats(nats, rows, weight, share))
             inputs = sub_patches if context is None else context(sub_patches)
             conditions = self._run_level(i, inputs, mask, conditions, colours, padding)
             patches = sub_patches[mask]
@@ -172,7 +177,7 @@ class FractalModel(PretrainedModule):
             rows = rows.sub_patches(mask, level.config.sub_patch_size)
         padding = self._padding_rows(len(self.levels), patches)
         nats = channel_nats(self.pixel, conditions, patches.flatten(1).long(), padding)
-        return Pass(ValueNats(nats, rows.image, weight, 1.0), tuple(guide_nats))
+        return Pass(ValueNats(nats, rows, weight, 1.0), tuple(guide_nats))
 
     @property
     def device(self) -> torch.device:

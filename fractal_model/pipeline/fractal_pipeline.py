@@ -25,7 +25,11 @@ from fractal_model.common.memory import compute_device
 from fractal_model.common.plurals import count_of
 from fractal_model.common.safe_text import shorten
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.image_likelihood import image_likelihood
+from fractal_model.evaluation.image_likelihood import (
+    ReadImages,
+    image_likelihood,
+    image_pixel_bits,
+)
 from fractal_model.generation import animation, editing
 from fractal_model.generation.classes import class_number
 from fractal_model.generation.request import SamplingChanges, change_sampling, require_request
@@ -254,6 +258,53 @@ class FractalPipeline:
         random masks for each image, which `seed` decides. FractalError: an argument is not allowed,
         or an image has another size than the model.
         """
+        read, count = self._readable(images, classes, fit)
+        with self._progress("likelihood", count) as update:
+            return image_likelihood(
+                self.model,
+                read,
+                count,
+                update,
+                passes=whole_number(passes, "passes"),
+                seed=whole_number(seed, "seed"),
+                largest=largest_part(batch_size),
+                map_parts=self._map_parts,
+            )
+
+    def pixel_bits(
+        self,
+        images: Picture | Sequence[Picture],
+        classes: Class | Sequence[Class] = None,
+        *,
+        passes: int = 16,
+        seed: int = 0,
+        batch_size: int | None = None,
+        fit: bool = False,
+    ) -> Tensor:
+        """Measure where the model is surprised: the bits per dimension of each pixel, (N, S, S)
+        float64. The mean over the pixels of an image is its likelihood, about so for MAR models,
+        which give NaN to a pixel that no mask hides. The arguments and errors are those of
+        `likelihood`."""
+        read, count = self._readable(images, classes, fit)
+        with self._progress("likelihood", count) as update:
+            return image_pixel_bits(
+                self.model,
+                read,
+                count,
+                update,
+                passes=whole_number(passes, "passes"),
+                seed=whole_number(seed, "seed"),
+                largest=largest_part(batch_size),
+                map_parts=self._map_parts,
+            )
+
+    def _readable(
+        self,
+        images: Picture | Sequence[Picture],
+        classes: Class | Sequence[Class],
+        fit: bool,
+    ) -> tuple[ReadImages, int]:
+        """Return the function that reads the images for a likelihood, and their number."""
         side = self.model.config.image_size
         named = ((f"image {i}", picture) for i, picture in enumerate(split_pictures(images)))
         pictures = [
@@ -274,17 +325,7 @@ class FractalPipeline:
             places = slice(part.start, part.stop)
             return pixels[places], labels[places], part
 
-        with self._progress("likelihood", len(pixels)) as update:
-            return image_likelihood(
-                self.model,
-                read,
-                len(pixels),
-                update,
-                passes=whole_number(passes, "passes"),
-                seed=whole_number(seed, "seed"),
-                largest=largest_part(batch_size),
-                map_parts=self._map_parts,
-            )
+        return read, len(pixels)
 
     @property
     def _map_parts(self) -> Any:

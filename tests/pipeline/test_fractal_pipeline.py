@@ -95,6 +95,20 @@ def test_the_likelihood_is_that_of_fractal_likelihood(pipe, fractal, elsewhere):
     assert pipe.likelihood(pictures, classes, passes=3, seed=5).mean == result.mean
 
 
+def test_the_bits_of_the_pixels_have_the_mean_of_the_likelihood(tmp_path):
+    tiny_model("ar").save_pretrained(tmp_path / "ar")
+    pipe = FractalPipeline.from_pretrained(tmp_path / "ar")
+    pipe.set_progress_bar_config(disable=True)
+    images = random_images(3)
+    bits = pipe.pixel_bits(images, classes=[0, 1, None], batch_size=2)
+    assert bits.shape == (3, 8, 8)
+    torch.testing.assert_close(
+        bits.mean((1, 2)), pipe.likelihood(images, classes=[0, 1, None]).per_image
+    )
+    with pytest.raises(FractalError, match="passes 0"):
+        pipe.pixel_bits(images, passes=0)
+
+
 def test_the_output_types_hold_the_same_pixels_for_any_batch_size(pipe):
     images = as_array(pipe(["cat", "ant"], num_images_per_class=3))
     tensor = pipe(["cat", "ant"], num_images_per_class=3, output_type="pt", batch_size=4)
