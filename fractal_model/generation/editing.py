@@ -102,7 +102,11 @@ def edit(
     (N, 3, S, S) uint8. Where `mask` (S, S) is True, all variants have the pixels of `image`.
     `map_parts` is the function that runs the work, in parts of at most `largest` variants.
     `progress` receives the number of finished variants. FractalError: `mask` is True everywhere."""
-    require_unknown(mask)
+    if bool(mask.all()):
+        raise FractalError(
+            f"nothing is left to generate, because all pixels are known: give another box or "
+            f"fraction, or a mask with white pixels ({WHITE} or more)"
+        )
     return collect_images(
         model,
         settings,
@@ -114,15 +118,6 @@ def edit(
         map_parts=map_parts,
         observe=observe,
     )
-
-
-def require_unknown(mask: Tensor) -> None:
-    """Raise FractalError if `mask` is True everywhere, so that nothing is left to generate."""
-    if bool(mask.all()):
-        raise FractalError(
-            f"nothing is left to generate, because all pixels are known: give another box or "
-            f"fraction, or a mask with white pixels ({WHITE} or more)"
-        )
 
 
 def require_different(labels: Sequence[int]) -> None:

@@ -76,12 +76,9 @@ class Growth:
     def _write(self, rows: Rows, hidden: Tensor, canvas: Tensor) -> None:
         by_pixel = hidden[:, :, None, None, None].expand(-1, -1, 1, *canvas.shape[-2:])
         patches, hidden = unpatchify(canvas), unpatchify(by_pixel)[:, 0]
-        along = torch.arange(patches.shape[-1])
-        image = rows.image[:, None, None]
-        y = (rows.top[:, None] + along)[:, :, None]
-        x = (rows.left[:, None] + along)[:, None, :]
-        self._images.permute(0, 2, 3, 1)[image, y, x] = patches.permute(0, 2, 3, 1)
-        self._hidden[image, y, x] = hidden
+        places = rows.pixels(patches.shape[-1])
+        self._images.permute(0, 2, 3, 1)[places] = patches.permute(0, 2, 3, 1)
+        self._hidden[places] = hidden
 
 
 def draw_tile(moment: Moment, b: int, scale: int, patch: int) -> Image.Image:

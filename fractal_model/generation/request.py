@@ -20,7 +20,8 @@ from fractal_model.sampling.orders import require_order
 
 LARGEST_REQUEST = 1_000_000
 """Largest number of images of one request."""
-_LONGEST_TEXT = 40
+LONGEST_TEXT = 40
+"""Number of characters of a wrong text that a message shows."""
 _ALLOWED = {
     "guidance": "guidance 0 … 1000",
     "guidance_interval": "two numbers from 0 to 1, the lower one first",
@@ -86,7 +87,7 @@ def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        start = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
+        start = repr(text[:LONGEST_TEXT]) + ("…" if len(text) > LONGEST_TEXT else "")
         raise FractalError(f"{name}: found {start}, expected whole numbers such as 3,1") from error
     if count is not None and len(values) != count:
         numbers = count_of(len(values), "number")

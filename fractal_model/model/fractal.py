@@ -10,7 +10,8 @@ N sub-patches predicted in all rows; n conditions of a row, C their width, D wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,13 @@ class Rows:
         grid = round(mask.shape[1] ** 0.5)
         top, left = token // grid * size, token % grid * size
         return Rows(self.image[row], self.top[row] + top, self.left[row] + left)
+
+    def pixels(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the image, row and column of each pixel of the patches, which have side `size`, as
+        indices that broadcast to (R, size, size)."""
+        along = torch.arange(size, device=self.image.device)
+        top, left = self.top[:, None] + along, self.left[:, None] + along
+        return self.image[:, None, None], top[:, :, None], left[:, None, :]
 
     def index(self, image_size: int, size: int) -> Tensor:
         """Return the number of each patch in its image, (R,). The patches have side `size` and are
@@ -230,6 +238,17 @@ class FractalModel(PretrainedModule):
                 f"images of shape {tuple(images.shape)} and type {images.dtype}: this model takes "
                 f"(batch, 3, {side}, {side}) uint8; prepare the data set at {side} pixels"
             )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in evaluation mode, without dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def channel_nats(

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from fractal_model.common.memory import keep_freed_memory
 from fractal_model.config.model import ModelConfig
-from fractal_model.model.fractal import FractalModel, MaskSource, Rows, exact_guides
+from fractal_model.model.fractal import (
+    FractalModel,
+    MaskSource,
+    Rows,
+    evaluation_mode,
+    exact_guides,
+)
 from fractal_model.model.losses import nats_by_term
 from fractal_model.model.randomness import patches_per_image, ranks, stream_seed
 
@@ -95,17 +101,13 @@ def pass_bits_by_term(
     """Return each image's bits per dimension in each pass, split into terms, (B, P, 3 + G): red,
     green, blue, then the guiding pixels of each level that has them (see `term_names`)."""
     keep_freed_memory(images.device)
-    was_training = model.training
     passes = 1 if model.config.is_autoregressive else passes
     masks = StratifiedMasks(model.config, seeds, passes, images.device)
     nats = []
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for number in range(passes):
             outcome = model(images, labels, masks=masks.mask_source(number), guides=exact_guides)
             nats.append(nats_by_term(outcome, len(images)))
-    finally:
-        model.train(was_training)
     return torch.stack(nats, dim=1) / math.log(2)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -25,11 +25,7 @@ from fractal_model.common.memory import compute_device
 from fractal_model.common.plurals import count_of
 from fractal_model.common.safe_text import shorten
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.image_likelihood import (
-    ReadImages,
-    image_likelihood,
-    image_pixel_bits,
-)
+from fractal_model.evaluation.image_likelihood import image_likelihood, image_pixel_bits
 from fractal_model.generation import animation, editing
 from fractal_model.generation.classes import class_number
 from fractal_model.generation.request import SamplingChanges, change_sampling, require_request
@@ -55,6 +51,7 @@ from fractal_model.sampling.guide import pin_guide
 from fractal_model.tracking.model_source import attach_guide, load_model
 
 _LONGEST = 60
+Measured = TypeVar("Measured")
 
 
 class FractalPipeline:
@@ -258,18 +255,8 @@ class FractalPipeline:
         random masks for each image, which `seed` decides. FractalError: an argument is not allowed,
         or an image has another size than the model.
         """
-        read, count = self._readable(images, classes, fit)
-        with self._progress("likelihood", count) as update:
-            return image_likelihood(
-                self.model,
-                read,
-                count,
-                update,
-                passes=whole_number(passes, "passes"),
-                seed=whole_number(seed, "seed"),
-                largest=largest_part(batch_size),
-                map_parts=self._map_parts,
-            )
+        arguments = (images, classes, passes, seed, batch_size, fit)
+        return self._measure(image_likelihood, *arguments)
 
     def pixel_bits(
         self,
@@ -285,26 +272,20 @@ class FractalPipeline:
         float64. The mean over the pixels of an image is its likelihood, about so for MAR models,
         which give NaN to a pixel that no mask hides. The arguments and errors are those of
         `likelihood`."""
-        read, count = self._readable(images, classes, fit)
-        with self._progress("likelihood", count) as update:
-            return image_pixel_bits(
-                self.model,
-                read,
-                count,
-                update,
-                passes=whole_number(passes, "passes"),
-                seed=whole_number(seed, "seed"),
-                largest=largest_part(batch_size),
-                map_parts=self._map_parts,
-            )
+        arguments = (images, classes, passes, seed, batch_size, fit)
+        return self._measure(image_pixel_bits, *arguments)
 
-    def _readable(
+    def _measure(
         self,
+        measure: Callable[..., Measured],
         images: Picture | Sequence[Picture],
         classes: Class | Sequence[Class],
+        passes: int,
+        seed: int,
+        batch_size: int | None,
         fit: bool,
-    ) -> tuple[ReadImages, int]:
-        """Return the function that reads the images for a likelihood, and their number."""
+    ) -> Measured:
+        """Read and check the images and their classes, and call `measure` with them."""
         side = self.model.config.image_size
         named = ((f"image {i}", picture) for i, picture in enumerate(split_pictures(images)))
         pictures = [
@@ -325,7 +306,17 @@ class FractalPipeline:
             places = slice(part.start, part.stop)
             return pixels[places], labels[places], part
 
-        return read, len(pixels)
+        with self._progress("likelihood", len(pixels)) as update:
+            return measure(
+                self.model,
+                read,
+                len(pixels),
+                update,
+                passes=whole_number(passes, "passes"),
+                seed=whole_number(seed, "seed"),
+                largest=largest_part(batch_size),
+                map_parts=self._map_parts,
+            )
 
     @property
     def _map_parts(self) -> Any:

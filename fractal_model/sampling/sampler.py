@@ -5,8 +5,8 @@ the image's seed. With guidance each conditional row has a null row in the same 
 predicts it too. The recursion itself is in `descent.py`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import keep_freed_memory
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
-from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
+from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows, evaluation_mode
 from fractal_model.model.kernels.linear import reduced_weights
 from fractal_model.model.randomness import ImageNoise
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, CompiledSteps
@@ -119,20 +119,10 @@ class Sampler:
         descent = self.descent(*shared, branches)
         with ExitStack() as stack:
             for network in networks:
-                stack.enter_context(_in_evaluation_mode(network))
+                stack.enter_context(evaluation_mode(network))
                 stack.enter_context(reduced_weights(network))
             roots = [network.root(labels) for network in networks]
             return descent.generate_patches(0, roots, rows, None)
-
-
-@contextmanager
-def _in_evaluation_mode(model: FractalModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _compile_steps(

@@ -71,6 +71,21 @@ def registered_models() -> list[RegisteredModel]:
     return models
 
 
+def served_models() -> list[str]:
+    """The champion of each size, and its candidate if that is another version, as sources of
+    models."""
+    sources: list[str] = []
+    for size in registry.sizes():
+        name = registry.model_name(size)
+        by_version = {
+            registry.aliased_version(size, alias): f"models:/{name}@{alias}"
+            for alias in (registry.CANDIDATE, registry.CHAMPION)
+        }
+        by_version.pop(None, None)
+        sources += reversed(by_version.values())
+    return sources
+
+
 def _version(version: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
     number, tags = str(version.version), version.tags
     promoted = tags.get(f"{DECISION_TAG}.promoted")

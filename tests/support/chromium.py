@@ -96,6 +96,31 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, element: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the mouse at `start` in an element, given as an expression, move it to `end` and
+        release it. Places are shares of the element's width and height."""
+        box = self.wait(
+            f"((r) => [r.x, r.y, r.width, r.height])({element}.getBoundingClientRect())"
+        )
+        steps = [
+            start,
+            *(
+                (start[0] + (end[0] - start[0]) * k / 10, start[1] + (end[1] - start[1]) * k / 10)
+                for k in range(1, 11)
+            ),
+        ]
+        kinds = ["mousePressed", *["mouseMoved"] * 10]
+        for kind, (across, down) in zip([*kinds, "mouseReleased"], [*steps, end], strict=True):
+            place = {"x": box[0] + across * box[2], "y": box[1] + down * box[3]}
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                button="left",
+                buttons=1,
+                clickCount=1,
+                **place,
+            )
+
     def type(self, element: str, text: str) -> None:
         """Type a text into an element, given as an expression, as soon as it is there."""
         self.wait(f"({element}.focus(), true)")

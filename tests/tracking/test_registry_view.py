@@ -6,7 +6,11 @@ import mlflow
 import pytest
 
 from fractal_model.tracking import registry
-from fractal_model.tracking.registry_view import RegisteredVersion, registered_models
+from fractal_model.tracking.registry_view import (
+    RegisteredVersion,
+    registered_models,
+    served_models,
+)
 from fractal_model.tracking.tags import DECIDED_TAG
 from tests.support.mlflow_server import SIZE
 
@@ -55,3 +59,18 @@ def test_the_outcome_has_the_decision_and_its_reason(promoted, decision, outcome
         metrics={},
     )
     assert version.outcome == outcome
+
+
+def test_the_champion_is_served_first_and_a_candidate_of_its_own_after_it(new_version):
+    assert served_models() == []
+    name, client = registry.model_name(SIZE), mlflow.MlflowClient()
+    old, new = new_version(), new_version()
+    client.set_registered_model_alias(name, registry.CANDIDATE, old)
+    assert served_models() == [f"models:/{name}@candidate"]
+    client.set_registered_model_alias(name, registry.CHAMPION, old)
+    assert served_models() == [f"models:/{name}@champion"]
+    client.set_registered_model_alias(name, registry.CANDIDATE, new)
+    assert served_models() == [f"models:/{name}@champion", f"models:/{name}@candidate"]
+    client.delete_registered_model_alias(name, registry.CANDIDATE)
+    client.delete_registered_model_alias(name, registry.CHAMPION)
+    assert served_models() == []
