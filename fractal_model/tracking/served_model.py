@@ -18,6 +18,7 @@ import mlflow
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, REQUEST_LIMIT_EXCEEDED
 from mlflow.pyfunc import PythonModel
 from pydantic import ValidationError
 
@@ -31,7 +32,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.generation.classes import class_number
 from fractal_model.generation.pictures import png_bytes
-from fractal_model.generation.sample_images import sample_images
+from fractal_model.generation.shared_sampling import BusyError, SharedSampling, Wanted
 
 NEEDED = ("class", "seed")
 SETTINGS = ("guidance", "logit_scale")
@@ -39,6 +40,8 @@ SETTINGS = ("guidance", "logit_scale")
 MOST_ROWS = 1000
 """Largest number of rows (images) of a request. It is limited because the server draws all of them
 even if the client disconnects."""
+MOST_WAITING = 2 * MOST_ROWS
+"""Largest number of images of other requests that a request may wait for."""
 _COLUMNS = ", ".join((*NEEDED, *SETTINGS))
 _LONGEST, _LONGEST_LINE = 60, 500
 
@@ -47,27 +50,30 @@ class BadRequest(MlflowException):
     """An error in a client's request. The server answers with the error's message alone; by
     default, MLflow would put all rows of the request before the message."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.error_code, self._line = "BAD_REQUEST", message
+    def __init__(self, message: str, code: int = BAD_REQUEST) -> None:
+        super().__init__(message, code)
+        self._line = message
 
     def serialize_as_json(self) -> str:
         return json.dumps({"error_code": self.error_code, "message": self._line})
 
 
 class ServedFractalModel(PythonModel):
-    """Draws one image per row of a request. Rows with equal settings are sampled together."""
+    """Draws one image per row of a request. Rows with equal settings are sampled together, also
+    those of requests that arrive at the same time."""
 
     def load_context(self, context):
         serving = Path(context.artifacts["serving"]).read_text()
         self._serving = ServingConfig.model_validate_json(serving)
         checkpoint = load_checkpoint(Path(context.artifacts["checkpoint"]))
         self._model = checkpoint.build_model(self._serving.weights)
+        self._sampling = SharedSampling(self._model, most_waiting=MOST_WAITING)
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
         """Draw an image for each of at most MOST_ROWS rows; return PNG bytes in the rows' order.
         Columns: class (number or name, `none` for no class), seed, and optionally guidance and
-        logit_scale, with a number in every row. BadRequest: a row or column is wrong."""
+        logit_scale, with a number in every row. BadRequest: a row or column is wrong, or too many
+        images of other requests wait already."""
         if params is not None:  # MLflow passes {}, since the signature has none.
             raise BadRequest(f"params are not used: send {' or '.join(SETTINGS)} as a column")
         rows = _read_rows(model_input)
@@ -75,13 +81,22 @@ class ServedFractalModel(PythonModel):
         same_settings = defaultdict(list)
         for place, (_, _, settings) in enumerate(requests):
             same_settings[settings].append(place)
+        wanted = [
+            Wanted(
+                settings,
+                torch.tensor([requests[place][0] for place in places]),
+                [requests[place][1] for place in places],
+            )
+            for settings, places in same_settings.items()
+        ]
+        try:
+            drawn = self._sampling.draw(wanted)
+        except BusyError as error:
+            raise BadRequest(str(error), REQUEST_LIMIT_EXCEEDED) from error
         images: list[bytes | None] = [None] * len(rows)
-        for settings, places in same_settings.items():
-            labels = torch.tensor([requests[place][0] for place in places])
-            seeds = [requests[place][1] for place in places]
-            for part, sampled in sample_images(self._model, settings, labels, seeds):
-                for index, image in zip(part, sampled, strict=True):
-                    images[places[index]] = png_bytes(image)
+        for places, group in zip(same_settings.values(), drawn, strict=True):
+            for place, image in zip(places, group, strict=True):
+                images[place] = png_bytes(image)
         return images
 
     def _read_request(self, place: int, row: dict) -> tuple[int, int, SamplingConfig]:

@@ -41,6 +41,7 @@ from fractal_model.config.serving import ServingConfig
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.sources.parquet import list_parquet
 from fractal_model.evaluation.sample_set import open_sample_set
+from fractal_model.generation import shared_sampling
 from fractal_model.generation.classes import parse_classes
 from fractal_model.generation.editing import read_image
 from fractal_model.metrics.adm_statistics import load_published
@@ -120,10 +121,14 @@ def test_classes(examples):
     try_all(text, examples, lambda classes: parse_classes(classes, config))
 
 
+def draw_nothing(model, settings, labels, seeds):
+    return torch.zeros(len(labels), 3, 4, 4, dtype=torch.uint8)
+
+
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A served model that generates no images."""
-    monkeypatch.setattr(served_model, "sample_images", lambda *request: [])
+    """A served model whose images are black."""
+    monkeypatch.setattr(shared_sampling, "collect_images", draw_nothing)
     progress = Progress(size="t", fingerprint="", position=0, steps=0)
     save_checkpoint(tmp_path / "c", model=tiny_model("mar"), optimizer={}, progress=progress)
     serving = ServingConfig(weights="model", sampling=SamplingConfig())

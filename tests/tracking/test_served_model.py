@@ -20,8 +20,10 @@ import torch
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
+from fractal_model.generation import shared_sampling
 from fractal_model.generation.pictures import png_bytes
-from fractal_model.generation.sample_images import sample_images
+from fractal_model.generation.sample_images import collect_images
+from fractal_model.generation.shared_sampling import BusyError, SharedSampling
 from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, served_model
@@ -62,9 +64,9 @@ def requests(monkeypatch):
 
     def count_and_sample(model, settings, labels, seeds):
         counts.append(len(labels))
-        return sample_images(model, settings, labels, seeds)
+        return collect_images(model, settings, labels, seeds)
 
-    monkeypatch.setattr(served_model, "sample_images", count_and_sample)
+    monkeypatch.setattr(shared_sampling, "collect_images", count_and_sample)
     return counts
 
 
@@ -85,6 +87,23 @@ def test_rows_of_equal_settings_are_sampled_together_and_keep_their_order(served
     images = served.predict(None, rows)
     assert sorted(requests) == [1, 2]
     assert images[0] == images[2] != images[1]
+
+
+def test_a_server_that_is_too_busy_says_so(served, monkeypatch):
+    def refuse(sampling, wanted):
+        raise BusyError("9 images wait already: ask again in a while")
+
+    monkeypatch.setattr(SharedSampling, "draw", refuse)
+    with pytest.raises(BadRequest, match="9 images wait already") as raised:
+        served.predict(None, pd.DataFrame({"class": [0], "seed": [5]}))
+    assert raised.value.get_http_status_code() == 429
+    assert json.loads(raised.value.serialize_as_json())["message"].startswith("9 images wait")
+
+
+def test_a_wrong_request_has_status_400(served):
+    with pytest.raises(BadRequest) as raised:
+        served.predict(None, pd.DataFrame({"class": [9], "seed": [5]}))
+    assert raised.value.get_http_status_code() == 400
 
 
 def test_a_class_is_given_by_name_number_or_none(served):
