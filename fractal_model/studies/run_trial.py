@@ -48,7 +48,8 @@ def _train_and_measure(trial: Trial, study_run: str) -> TrialRow:
         model = build_model(trial, checkpoint)
         size = trial.size if guide is None else give_guide(trial, model, guide)
         metrics = _measure(trial, size, model)
-        trial_runs.log_result(metrics)
+        if trial.afterwards == (None, None):  # The run is that of the training alone.
+            trial_runs.log_result(metrics)
     return TrialRow(
         variant=trial.variant,
         seed=trial.seed,

@@ -71,6 +71,10 @@ class Study(StrictModel):
                 f"guides names {min(guided)!r} as a guide, which is guided or tuned itself: choose "
                 f"a variant that is only trained"
             )
+        if self.guides and not {*self.metrics} - {NLL, CONDITIONAL_NLL}:
+            raise ValueError(
+                "guides change samples alone, but no metric is one of samples: add fid"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed occurs twice: name each one once")
         return self

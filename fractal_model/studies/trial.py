@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from fractal_model.common.errors import FractalError
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.ddo import DDOConfig
 from fractal_model.config.params import Params, Size
+from fractal_model.config.weights import MODEL, average_name, choose_average
 from fractal_model.data.holdout import count_training_images
 from fractal_model.data.manifest import Manifest
 from fractal_model.evaluation.inputs import EvaluationInputs
@@ -102,5 +104,15 @@ def _described(trial: Trial) -> list[str]:
         described.append(f"guide {guide.training} {guide.size.evaluation.weights}")
     if tuned is not None:
         require_exact_likelihood(trial.size)
+        _require_weights(tuned, trial)
         described.append(f"tuned from {tuned} {trial.tuning.model_dump_json()}")
     return described
+
+
+def _require_weights(name: str, trial: Trial) -> None:
+    averages = [average_name(decay) for decay in trial.size.training.ema_decays]
+    try:
+        if name != MODEL:
+            choose_average(name, averages)
+    except ValueError as error:
+        raise FractalError(f"tuned, {trial.variant}: {error}") from error

@@ -88,7 +88,9 @@ def tune(trial: Trial, checkpoint: str) -> str:
     images = open_training_images(params.dataset_folder(recipe.dataset), recipe.holdout)
     place = launch.local_folder(params, size.name, key)
     tuning = Tuning(size, trial.tuning, images, key, place)
-    return str(tuning.run(start.model, lambda *samples: None, lambda *step: None))
+    lock = launch.lock_file(params.paths.outputs, size.name, key)
+    with wait_for_lock(lock, lambda: None):
+        return str(tuning.run(start.model, lambda *samples: None, lambda *step: None))
 
 
 def give_guide(trial: Trial, model: FractalModel, guide: Trained) -> Size:

@@ -42,8 +42,8 @@ def test_the_recipe_keeps_the_rules():
     [
         ({"seeds": (0, 1, 2)}, "5 seeds"),
         ({"held_out": 0.1}, "held_out: validation"),
-        ({"set": ("training.digits.workers=4",)}, "4 CPUs"),
-        ({"set": ("training.digits.resources_per_worker={GPU: 1}",)}, "GPU"),
+        ({"set": ("training.digits-nll.workers=4",)}, "4 CPUs"),
+        ({"set": ("training.digits-nll.resources_per_worker={GPU: 1}",)}, "GPU"),
     ],
 )
 def test_a_recipe_that_breaks_them_is_refused(change, message):

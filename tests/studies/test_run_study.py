@@ -20,10 +20,12 @@ from fractal_model.studies.study_file import Study
 from fractal_model.studies.trial import Trial
 from fractal_model.studies.trial_table import read_rows
 from fractal_model.tracking import runs, store, trial_runs
+from fractal_model.tracking.tags import FINGERPRINT_TAG
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
 
 SETTINGS = ("evaluation.digits.likelihood_passes=1", "datasets.digits.validation_images=1600")
+AR = ("models.digits.generators=[ar,ar]", "models.digits.conditions=1")
 STUDY = Study(question="?", size="digits", set=SETTINGS, seeds=(0, 1, 2), held_out=0.25)
 
 
@@ -92,6 +94,10 @@ def test_the_trials_of_a_study_are_its_variants_with_each_seed(source):
             "size digits has MAR levels.*choose a size whose generators are all ar",
         ),
         (
+            {"set": (*SETTINGS, *AR), "variants": {"a": ()}, "tuned": {"a": "ema-0.7"}},
+            "tuned, a: there is no moving average ema-0.7: choose ema-0.5 or ema-0.9",
+        ),
+        (
             {
                 "variants": {
                     "weak": ("models.digits.patch_sizes=[8,4,1]",),
@@ -151,10 +157,9 @@ def test_trials_are_measured_once_and_failures_leave_the_others_alone(source, tm
 def test_an_earlier_training_guides_and_a_tuning_follows(project, source, tmp_path):
     project.run(app.main, "data", "reference", "digits")
     store.connect(project.outputs)
-    ar = ("models.digits.generators=[ar,ar]", "models.digits.conditions=1")
     study = STUDY.model_copy(
         update={
-            "set": (*SETTINGS, *ar, "sampling.digits.guidance=1.5"),
+            "set": (*SETTINGS, *AR, "sampling.digits.guidance=1.5"),
             "variants": {
                 "weak": ("training.digits.epochs=1",),
                 "guided": (),
@@ -177,6 +182,10 @@ def test_an_earlier_training_guides_and_a_tuning_follows(project, source, tmp_pa
     assert rows["guided"]["nll_bits_per_dim"] == rows["base"]["nll_bits_per_dim"]
     assert rows["guided"]["fid"] != rows["base"]["fid"]
     assert rows["tuned"]["nll_bits_per_dim"] != rows["base"]["nll_bits_per_dim"]
+    experiment = store.get_or_create_experiment("digits", source.load().paths.outputs)
+    (run,) = store.find_runs([experiment], {FINGERPRINT_TAG: trials["base"].training})
+    shown = run.data.metrics["final_nll_bits_per_dim"]  # not that of the tuned model
+    assert shown == pytest.approx(rows["base"]["nll_bits_per_dim"], abs=1e-4)
 
 
 @pytest.mark.slow

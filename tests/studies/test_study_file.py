@@ -45,6 +45,7 @@ def test_the_validation_images_are_a_choice(tmp_path):
         ({"guides": {"b": "a"}}, "guides names 'b', which is no variant"),
         ({"guides": {"a": "b"}}, "guides names 'b', which is no variant"),
         ({"guides": {"a": "a"}}, "guides names 'a' as a guide, which is guided or tuned itself"),
+        ({"guides": {"a": "base"}}, "guides change samples alone, but no metric is one of samples"),
         ({"tuned": {"base": "ema"}}, "tuned names 'base', which is no variant"),
         ({"tuned": {"a": "average"}}, "tuned.a: 'average' names no weights"),
         ({"seeds": [0, 1, 1]}, "a seed occurs twice"),

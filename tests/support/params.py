@@ -8,19 +8,19 @@ from tests.support import REPOSITORY
 
 SHIPPED = REPOSITORY / "params.yaml"
 SIZES = (
-    *("digits", "digits-nll", "emoji-64"),
-    *("ar-64", "mar-64", "mar-64-80", "mar-64-nll", "ar-64-two-level", "mar-64-two-level"),
-    *("mar-b", "mar-l", "mar-h"),
+    *("digits", "digits-nll", "digits-fid", "emoji-64", "emoji-64-nll", "emoji-64-fid"),
+    *("ar-64", "mar-64", "mar-64-80", "mar-64-nll", "mar-64-fid"),
+    *("ar-64-two-level", "mar-64-two-level", "mar-b", "mar-l", "mar-l-fid", "mar-h"),
 )
 """The shipped sizes. The user may have added others to params.yaml, which tests leave out."""
-IMAGENET_SIZES = SIZES[3:]
+IMAGENET_SIZES = SIZES[6:]
 
 
 def shipped_text() -> str:
     """The text of the shipped params.yaml without the rows that merge those of `digits`: an edit of
     these changes them too."""
     lines = SHIPPED.read_text().splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith("  digits-nll"))
+    return "".join(line for line in lines if not line.startswith(("  digits-nll", "  digits-fid")))
 
 
 def small_params() -> dict:
