@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark benchmark-data benchmark-page speedrun test coverage test-all test-faults test-services test-scale test-pages test-wheel wheel site ui lint types clean
+.PHONY: help install demo up down status benchmark benchmark-data benchmark-page pictures speedrun test coverage test-all test-faults test-services test-scale test-pages test-wheel wheel site notebooks play ui lint types clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -57,6 +57,9 @@ benchmark-data: $(INSTALLED) ## time preparing and reading images, beside Pillow
 benchmark-page: $(INSTALLED) ## measure docs/speed.md again, but not its last sections
 	$(RUN) python -m tests.benchmarks.speed
 
+pictures: $(INSTALLED) ## make the pictures and outputs in README and docs again (after `make demo`)
+	$(RUN) python -m tests.benchmarks.pictures
+
 speedrun: $(INSTALLED) ## train the digits to a held-out likelihood, five times (docs/records.md)
 	$(RUN) python -m tests.benchmarks.speedrun
 
@@ -97,6 +100,12 @@ wheel: $(INSTALLED) ## build the wheel, in dist/
 
 site: $(INSTALLED) ## build the documentation site, in outputs/site/index.html
 	$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet
+
+notebooks: $(INSTALLED) ## run the notebooks of docs/notebooks into outputs/notebooks (after `make demo`)
+	$(RUN) python -m tests.benchmarks.notebooks
+
+play: $(INSTALLED) ## draw, edit and compare images on a page, with the registered models
+	$(RUN) python -m fractal_model playground
 
 ui: $(INSTALLED) ## serve MLflow's pages on 127.0.0.1:5000 (PORT=… for another)
 	$(RUN) python -m fractal_model ui --port $(PORT)

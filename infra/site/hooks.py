@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import typer
 import typer.cli
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,6 +32,11 @@ PAGES = {
     "infra/README.md": "cluster.md",
 }
 """Documents outside docs/, and the pages of the site that show them."""
+NOTEBOOKS = {
+    f"docs/notebooks/{file.name}": f"tutorial/{file.stem}.md"
+    for file in sorted((REPOSITORY / "docs" / "notebooks").glob("*.py"))
+}
+"""Sources of the notebooks, and the pages that show them."""
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _EXTERNAL = re.compile(r"[a-z]+:|#")
 
@@ -44,6 +50,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in PAGES.items():
         text = (REPOSITORY / source).read_text(encoding="utf-8")
         contents[page] = relink(text, posixpath.dirname(source), page)
+    for source, page in NOTEBOOKS.items():
+        contents[page] = describe_notebook(REPOSITORY / source)
     for page, text in contents.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -68,12 +76,24 @@ def relink(text: str, folder: str, page: str) -> str:
             return link.group()
         path, anchor, fragment = target.partition("#")
         place = posixpath.normpath(posixpath.join(folder, path))
-        place = PAGES.get(place, place.removeprefix("docs/") if place.startswith("docs/") else "")
+        own = place.removeprefix("docs/") if place.startswith("docs/") else ""
+        place = (PAGES | NOTEBOOKS).get(place, own)
         if not place:
             return str(label)
         return f"[{label}]({posixpath.relpath(place, posixpath.dirname(page))}{anchor}{fragment})"
 
     return _LINK.sub(change, text)
+
+
+def describe_notebook(source: Path) -> str:
+    """The page of a notebook: its text and its code. `make notebooks` runs it."""
+    text = jupytext.writes(jupytext.read(source), fmt="md")
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+    heading, _, rest = body.partition("\n")
+    note = (
+        f"A notebook: `make notebooks` runs it and writes `outputs/notebooks/{source.stem}.ipynb`."
+    )
+    return f"{heading}\n\n{note}\n{rest}\n"
 
 
 def describe_commands() -> str:

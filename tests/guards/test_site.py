@@ -119,6 +119,16 @@ def test_links_fit_the_site(text, folder, page, expected):
     assert load_hooks().relink(text, folder, page) == expected
 
 
+def test_a_notebook_is_a_page_with_its_text_and_code():
+    hooks = load_hooks()
+    source = REPOSITORY / "docs" / "notebooks" / "train_on_my_pictures.py"
+    page = hooks.describe_notebook(source)
+    assert page.startswith("# Train on my pictures\n\nA notebook: `make notebooks`")
+    assert "```python\n!fractal size new mine" in page and "jupytext" not in page
+    link = "[x](notebooks/train_on_my_pictures.py)"
+    assert hooks.relink(link, "docs", "index.md") == "[x](tutorial/train_on_my_pictures.md)"
+
+
 @pytest.mark.pages
 @needs_chromium
 @pytest.mark.parametrize("name", ["index", "training", "reference/settings", "python", "speed"])
