@@ -41,6 +41,7 @@ def image_likelihood(
     most `largest` images are computed at a time; `progress` receives the number of images done.
     FractalError: `passes`, `largest` or `seed` is out of range.
     """
+    _require_settings(passes, largest, seed)
     exact = model.config.is_autoregressive
     per_pass = torch.empty(count, 1 if exact else passes, dtype=torch.float64)
     _fill(per_pass, pass_bits, model, read, progress, passes, seed, largest, map_parts)
@@ -60,6 +61,7 @@ def image_pixel_bits(
 ) -> Tensor:
     """Measure the bits per dimension of each pixel of `count` images, (N, S, S) float64. NaN: see
     `pixel_bits`. The arguments and errors are those of `image_likelihood`."""
+    _require_settings(passes, largest, seed)
     side = model.config.image_size
     bits = torch.empty(count, side, side, dtype=torch.float64)
     _fill(bits, pixel_bits, model, read, progress, passes, seed, largest, map_parts)
@@ -78,16 +80,19 @@ def _fill(
     map_parts: MapParts,
 ) -> None:
     """Write what `compute` returns for each image to `results`, (N, …)."""
-    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
-        raise FractalError(
-            f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
-            f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
-        )
     start, done = partial(start_bits, partial(compute, passes=passes), model, read, seed), 0
     for part, values in map_parts(start, len(results), largest=largest):
         results[part.start : part.stop] = values
         done += len(part)
         progress(done)
+
+
+def _require_settings(passes: int, largest: int, seed: int) -> None:
+    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
+        raise FractalError(
+            f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
+            f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
+        )
 
 
 def start_bits(

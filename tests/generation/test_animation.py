@@ -10,7 +10,8 @@ from PIL import Image, ImageSequence
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.generation import animation
-from fractal_model.generation.animation import GAP, OUTLINES, animate
+from fractal_model.generation.animation import animate
+from fractal_model.generation.growth import GAP, OUTLINES
 from fractal_model.generation.pictures import NOT_GENERATED
 from fractal_model.sampling.sampler import Sampler
 from tests.support import tiny_model

@@ -99,7 +99,7 @@ def test_an_error_reaches_those_of_its_batch_alone(recorder):
     requests = [[wanted(PLAIN, 0)], bad, beside, other]
     futures = draw_while_the_first_waits(sampling, recorder, requests)
     for future in futures[1:3]:
-        with pytest.raises(FractalError, match="the classes are 1 … 9, expected 0 … 3"):
+        with pytest.raises(FractalError, match="the classes are .* 9, expected 0 … 3"):
             future.result()
     assert len(futures[0].result()[0]) == len(futures[3].result()[0]) == 1
     assert len(sampling.draw([wanted(PLAIN, 1)])[0]) == 1
