@@ -41,8 +41,8 @@ def pixel_bits(
                 bits = values.nats.double().mean(1) * values.per_image_value / math.log(2)
                 _add(sums[0, place], values, bits * weight)
                 _add(sums[1, place], values, weight)
-    bits, weights = sums
-    return (bits / weights).sum(0)
+    by_pixel: Tensor = (sums[0] / sums[1]).sum(0)
+    return by_pixel
 
 
 def _add(canvas: Tensor, values: ValueNats, amounts: Tensor) -> None:

@@ -47,7 +47,7 @@ class SettingsFields:
         return [*(gr.update(**change) for change in _ranges(facts)), facts.iterations]
 
 
-def _ranges(facts: Facts) -> tuple[dict[str, float], dict[str, float]]:
+def _ranges(facts: Facts) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sliders of guidance and logit scale, which always reach the model's own values."""
     guidance, scale = facts.sampling.guidance, facts.sampling.logit_scale
     return (
