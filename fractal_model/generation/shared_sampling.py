@@ -1,8 +1,8 @@
 """Sampling for several threads at once, such as the requests of a server, in common batches.
 
-Decided here: nobody waits for a batch to fill. While one batch is sampled, the requests of other
-threads gather, and those with equal settings are the next batches. An image does not depend on the
-batch it is sampled in.
+Decided here: a batch is not waited for until it is full. Requests gather for some milliseconds, and
+while the batch before is sampled. Those with equal settings are one batch. An image does not depend
+on the batch it is sampled in.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
+from time import sleep
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.generation.sample_images import collect_images
 from fractal_model.model.fractal import FractalModel
+
+GATHER_SECONDS = 0.03
+"""How long requests gather before a batch begins: requests of the same moment reach the server one
+after another."""
 
 
 class BusyError(FractalError):
@@ -64,6 +69,7 @@ class SharedSampling:
         with self._turn:
             # Perhaps the thread before has sampled them together with its own.
             if not all(each.images.done() for each in wanted):
+                sleep(GATHER_SECONDS)
                 self._draw_all_waiting()
         return [each.images.result() for each in wanted]
 

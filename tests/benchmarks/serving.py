@@ -10,12 +10,14 @@ not collect this program.
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Annotated
 
 import httpx
@@ -94,7 +96,8 @@ def main(
                     time.sleep(0.5)
             result = measure(address, count, repeats)
         finally:
-            os.killpg(server.pid, 15)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait(60)
         for name, value in result.items():
             say(f"{name}: {value:.3f} s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Barrier, Event
 
 import pytest
 import torch
@@ -75,6 +75,19 @@ def test_requests_that_wait_are_one_batch_for_each_setting(recorder):
     for future, request in zip(futures, requests, strict=True):
         for images, each in zip(future.result(), request, strict=True):
             assert images.equal(collect_images(model, each.settings, each.labels, each.seeds))
+
+
+def test_requests_of_the_same_moment_are_one_batch(recorder):
+    recorder.go.set()
+    sampling, start = SharedSampling(tiny_model("mar"), most_waiting=100), Barrier(4)
+
+    def draw(seed):
+        start.wait(60)
+        return sampling.draw([wanted(PLAIN, 1, seed=seed)])
+
+    with ThreadPoolExecutor(4) as pool:
+        images = [future.result(60)[0] for future in [pool.submit(draw, i) for i in range(4)]]
+    assert len(images) == 4 and len(recorder.sizes) <= 2 and sum(recorder.sizes) == 4
 
 
 def test_too_many_images_are_not_waited_for(recorder):
