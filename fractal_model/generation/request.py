@@ -82,8 +82,8 @@ def change_sampling(
 
 def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
     """Return the whole numbers in a text, where commas or blanks separate them. Errors begin with
-    `name`. FractalError: the text has something else, or not `count` numbers. If
-    `count` is None, any number of them is allowed."""
+    `name`. FractalError: the text has something else, or not `count` numbers. If `count` is None,
+    any number of them is allowed."""
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:

@@ -200,14 +200,14 @@ def examine_tab(studio: Studio, model: gr.Dropdown, facts: Facts) -> tuple[Chang
             raise FractalError(_NO_PICTURE)
         if number is None:
             raise FractalError("there is no class: give one")
-        found = studio.examine(source, image_of(given, studio.facts(source).side), number)
-        highest = found.bits[found.bits.isfinite()].max().item()
-        kind = "exactly" if found.is_exact else "at most about"
+        surprise = studio.examine(source, image_of(given, studio.facts(source).side), number)
+        highest = surprise.bits[surprise.bits.isfinite()].max().item()
+        kind = "exactly" if surprise.is_exact else "at most about"
         text = (
-            f"The whole picture has {kind} **{found.bits.nanmean().item():.3f} bits per "
+            f"The whole picture has {kind} **{surprise.bits.nanmean().item():.3f} bits per "
             f"dimension**; the brightest pixel {highest:.3f}."
         )
-        return enlarged(found.image), draw_heat(found.bits), text
+        return enlarged(surprise.image), draw_heat(surprise.bits), text
 
     button.click(explained(examine), [model, label.field, picture], [picture, heat, words])
     return _depend(label), picture
