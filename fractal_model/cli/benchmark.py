@@ -75,6 +75,13 @@ def benchmark(
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="Recompute activations in training.")
     ] = False,
+    selective: Annotated[
+        bool,
+        typer.Option(
+            "--selective-checkpointing",
+            help="Recompute activations in training, except matrix products and attention.",
+        ),
+    ] = False,
     compiled: Annotated[
         bool | None,
         typer.Option(
@@ -130,7 +137,7 @@ def benchmark(
         recipe = settings.training[size or next(iter(settings.training))].model_copy(
             update={
                 "precision": dtype,
-                "activation_checkpointing": activation_checkpointing,
+                "activation_checkpointing": "selective" if selective else activation_checkpointing,
                 "compile": bool(compiled),
             }
         )

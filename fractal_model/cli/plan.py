@@ -99,8 +99,8 @@ def _paper(costs: Plan) -> FittedTable:
 def _memory(costs: Plan) -> FittedTable:
     images = count_of(costs.images_per_gpu, "image")
     title = f"GB on each GPU in training, {images}, {costs.precision}"
-    table = FittedTable(title, ["", "plain", "recomputing"])
-    both = (costs.memory, costs.memory_checkpointed)
+    table = FittedTable(title, ["", "plain", "selective", "recomputing"])
+    choices = (costs.memory, costs.memory_selective, costs.memory_checkpointed)
     rows = {
         "parameters": "parameters",
         "gradients": "gradients",
@@ -113,11 +113,11 @@ def _memory(costs: Plan) -> FittedTable:
         "activations.recomputed": "one recomputed block",
     }
     for field, name in rows.items():
-        table.add_row(name, *(_gigabytes(attrgetter(field)(m)) for m in both))
+        table.add_row(name, *(_gigabytes(attrgetter(field)(m)) for m in choices))
     table.add_section()
-    table.add_row("total", *(_gigabytes(m.total) for m in both))
+    table.add_row("total", *(_gigabytes(m.total) for m in choices))
     memory = costs.gpu.memory_gb
-    table.add_row(f"{costs.gpu.name} has {memory:g}", *(_verdict(m, memory) for m in both))
+    table.add_row(f"{costs.gpu.name} has {memory:g}", *(_verdict(m, memory) for m in choices))
     return table
 
 

@@ -29,6 +29,11 @@ NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=Fals
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER]
 OptimizerName = Literal["adamw", "muon"]
+Checkpointing = Flag | Literal["selective"]
+"""What the backward pass computes again: false: nothing, `selective`: all but matrix products and
+attention, true: everything from the input of each block."""
+CHECKPOINTING: tuple[Checkpointing, ...] = (False, "selective", True)
+"""All choices, from the most memory to the least."""
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
 """Amount of a Ray resource, such as CPUs or bytes of memory; the limit is a petabyte."""
@@ -124,10 +129,13 @@ class TrainingConfig(StrictModel):
     precision: Literal["float32", "bfloat16"]
     """Number format of matrix products. `bfloat16`: autocast, with TF32 for the products that
     autocast leaves in float32. `float32`: full precision, without TF32."""
-    activation_checkpointing: Flag | Annotated[tuple[Flag, ...], Field(max_length=MOST_LEVELS + 1)]
+    activation_checkpointing: (
+        Checkpointing | Annotated[tuple[Checkpointing, ...], Field(max_length=MOST_LEVELS + 1)]
+    )
     """If true, only the input of each block is stored, and other activations are computed again in
-    the backward pass. Give one value for the whole model, or a list: one for each level from level
-    0, then one for the pixel network."""
+    the backward pass. If `selective`, the results of matrix products and of attention are stored
+    too, and only norms, activation functions and dropout are computed again. Give one value for the
+    whole model, or a list: one for each level from level 0, then one for the pixel network."""
     compile: Flag
     """Compile the transformer blocks with torch.compile."""
     workers: Workers
@@ -293,15 +301,15 @@ class TrainingConfig(StrictModel):
         """Number of steps in `epochs` epochs of `images` images, rounded, and 1 at least."""
         return max(1, round(epochs * images / self.batch_size))
 
-    def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
-        """Return one entry for each of `levels` levels, then one for the pixel network: True if it
-        recomputes activations. ValueError: `activation_checkpointing` has a wrong length."""
+    def checkpointing_by_level(self, levels: int) -> tuple[Checkpointing, ...]:
+        """Return one entry for each of `levels` levels, then one for the pixel network: what it
+        computes again. ValueError: `activation_checkpointing` has a wrong length."""
         entries = self.activation_checkpointing
-        if isinstance(entries, bool):
+        if not isinstance(entries, tuple):
             return (entries,) * (levels + 1)
         if len(entries) != levels + 1:
             raise ValueError(
-                f"activation_checkpointing has length {len(entries)}: give true or false, or "
+                f"activation_checkpointing has length {len(entries)}: give one value, or "
                 f"{levels + 1} values, one for each level and the pixel network"
             )
         return entries

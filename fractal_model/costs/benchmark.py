@@ -127,7 +127,7 @@ def training_work(
 
     def step() -> None:
         trainer.position = 0
-        trainer.step(data)
+        trainer.start_step(data)
 
     gflops = [n / 1e9 for n in executed_training_flops(config, recipe)]
     levels = partial(measure_training_levels, trainer.model, step, batch, gflops)

@@ -14,7 +14,7 @@ from operator import add, mul
 
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.config.training import OptimizerName, TrainingConfig
+from fractal_model.config.training import Checkpointing, OptimizerName, TrainingConfig
 from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
@@ -52,10 +52,11 @@ class Products:
     def forward(self) -> float:
         return self.blocks + self.data + self.other
 
-    def training(self, *, activation_checkpointing: bool) -> float:
+    def training(self, *, activation_checkpointing: Checkpointing) -> float:
         """Operations of the forward and the backward pass. A product of the forward pass needs two
-        products in the backward pass, or one if its input is pixels."""
-        repeated = self.blocks - self.not_repeated if activation_checkpointing else 0.0
+        products in the backward pass, or one if its input is pixels. Selective checkpointing
+        repeats no product."""
+        repeated = self.blocks - self.not_repeated if activation_checkpointing is True else 0.0
         return 3 * (self.blocks + self.other) + 2 * self.data + repeated
 
 
@@ -70,7 +71,7 @@ def pass_products(
 
 
 def training_flops(
-    model: ModelConfig, shares: tuple[float, ...], *, activation_checkpointing: bool
+    model: ModelConfig, shares: tuple[float, ...], *, activation_checkpointing: Checkpointing
 ) -> tuple[float, ...]:
     """Operations of forward and backward pass, by level. Each level passes the share of its
     sub-patches in `shares` to the level below (see `training_shares`)."""
@@ -82,11 +83,9 @@ def executed_training_flops(model: ModelConfig, recipe: TrainingConfig) -> tuple
     """Operations of forward and backward pass, by level, with those that the recipe's activation
     checkpointing computes twice."""
     shares = training_shares(model, recipe.mask_ratio)
-    plain, repeated = (
-        training_flops(model, shares, activation_checkpointing=on) for on in (False, True)
-    )
-    is_repeated = recipe.checkpointing_by_level(len(model.levels))
-    return tuple(b if on else a for a, b, on in zip(plain, repeated, is_repeated, strict=True))
+    by_level = recipe.checkpointing_by_level(len(model.levels))
+    parts = zip(pass_products(model, shares), by_level, strict=True)
+    return tuple(part.training(activation_checkpointing=choice) for part, choice in parts)
 
 
 def optimizer_flops(model: ModelConfig, optimizer: OptimizerName) -> float:

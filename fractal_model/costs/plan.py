@@ -17,7 +17,7 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET_SIDES, digits_split_sizes
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
-from fractal_model.config.training import LARGEST_NUMBER, MOST_WORKERS
+from fractal_model.config.training import CHECKPOINTING, LARGEST_NUMBER, MOST_WORKERS
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import (
     executed_training_flops,
@@ -99,6 +99,8 @@ class Plan(StrictModel):
     full_sequence_gflops: float
     published_full_sequence_gflops: float | None
     memory: TrainingMemory
+    memory_selective: TrainingMemory
+    """Memory with selective activation checkpointing."""
     memory_checkpointed: TrainingMemory
     optimizer_flops: float
     """Operations of the optimiser's matrix products in one step, which each GPU computes in
@@ -140,7 +142,7 @@ def plan(
     at_a_time = min(batch // gpus, recipe.images_per_worker)
     parts, embeddings, weights = _parts(size, guide)
     parameters = embeddings + sum(p.parameters for p in parts)
-    memory, memory_checkpointed = (
+    memory, memory_selective, memory_checkpointed = (
         training_memory(
             size.model,
             parameters=parameters,
@@ -149,11 +151,11 @@ def plan(
             gpus=gpus,
             precision=recipe.precision,
             averages=len(recipe.ema_decays),
-            activation_checkpointing=on,
+            activation_checkpointing=choice,
             optimizer=recipe.optimizer,
             mask_ratio=recipe.mask_ratio,
         )
-        for on in (False, True)
+        for choice in CHECKPOINTING
     )
     plain = sum(p.training_flops for p in parts)
     checkpointed = recipe.checkpointing_by_level(len(parts) - 1)
@@ -189,6 +191,7 @@ def plan(
         if size.name in published_costs.TOTAL_GFLOPS
         else None,
         memory=memory,
+        memory_selective=memory_selective,
         memory_checkpointed=memory_checkpointed,
         optimizer_flops=update,
         training_days=seconds / DAY,

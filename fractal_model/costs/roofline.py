@@ -7,7 +7,8 @@ once, in bfloat16; what it computes within is not written. A backward pass moves
 a forward pass. The pixels' logits are fused with their loss or with the draw, and never written.
 Where sampling leaves out a part of a pass, its bytes are left out in proportion to its operations.
 The least time is that of the operations at the peak or that of the bytes at the bandwidth, the
-longer of both. Starting a kernel takes no time here, so where kernels are small a GPU needs longer.
+longer of both. What selective checkpointing computes again is fused with other kernels and costs
+nothing. Starting a kernel takes no time here, so where kernels are small a GPU needs longer.
 """
 
 from collections.abc import Iterable
@@ -89,11 +90,11 @@ def training_floor(size: Size, images: int) -> tuple[Floor, ...]:
     the size's recipe. The optimiser is left out."""
     model, recipe = size.model, size.training
     shares = training_shares(model, recipe.mask_ratio)
-    is_recomputed = recipe.checkpointing_by_level(len(model.levels))
+    recomputed = recipe.checkpointing_by_level(len(model.levels))
     flops = executed_training_flops(model, recipe)
     parts = []
     for i, stacks in enumerate(_stacks(model, shares)):
-        passes = 1 + _BACKWARD + is_recomputed[i]
+        passes = 1 + _BACKWARD + (recomputed[i] is True)
         moved = images * sum(stack.bytes for stack in stacks)
         weights = sum(stack.weight_bytes for stack in stacks)
         kernels = sum(stack.kernels for stack in stacks)

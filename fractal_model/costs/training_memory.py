@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.mask_ratio import MaskRatio
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, ModelConfig, PixelConfig
-from fractal_model.config.training import OptimizerName
+from fractal_model.config.training import Checkpointing, OptimizerName
 from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
@@ -38,12 +38,20 @@ class Kept:
 
     block: float
     """Bytes kept for one transformer block, its input included."""
+    products: float
+    """Bytes kept for one block's input and the results of its products and attention."""
     block_input: float
     """Bytes kept for one block's input alone."""
     blocks: int
     """Number of blocks."""
     rest: float
     """Bytes kept for everything outside the blocks."""
+
+    def each(self, checkpointing: Checkpointing) -> float:
+        """Bytes kept for one block at the end of the forward pass."""
+        if checkpointing == "selective":
+            return self.products
+        return self.block_input if checkpointing else self.block
 
 
 class Activations(StrictModel):
@@ -53,7 +61,7 @@ class Activations(StrictModel):
     """Bytes that autograd keeps at the end of the forward pass, for the backward pass."""
     recomputed: float
     """Bytes that the backward pass adds, with activation checkpointing, when it recomputes the
-    largest block: what this block keeps except its input. Otherwise 0."""
+    largest block: what this block keeps, except what the forward pass has kept. Otherwise 0."""
 
 
 class TrainingMemory(StrictModel):
@@ -89,7 +97,7 @@ def training_memory(
     gpus: int,
     precision: str,
     averages: int,
-    activation_checkpointing: bool,
+    activation_checkpointing: Checkpointing,
     optimizer: OptimizerName,
     mask_ratio: MaskRatio,
 ) -> TrainingMemory:
@@ -128,7 +136,7 @@ def activations(
     *,
     images: int,
     precision: str,
-    activation_checkpointing: bool,
+    activation_checkpointing: Checkpointing,
     shares: tuple[float, ...],
 ) -> Activations:
     """Estimate the activations of a training step with `images` images. `shares` has, for each
@@ -142,11 +150,9 @@ def activations(
         parts += _level(level, count, below, conditions, passed_down, itemsize)
         conditions = passed_down
     parts.append(_pixel_network(model.pixel, rows[-1], conditions, itemsize))
-    if not activation_checkpointing:
-        return Activations(kept=sum(p.blocks * p.block + p.rest for p in parts), recomputed=0.0)
     return Activations(
-        kept=sum(p.blocks * p.block_input + p.rest for p in parts),
-        recomputed=max(p.block - p.block_input for p in parts),
+        kept=sum(p.blocks * p.each(activation_checkpointing) + p.rest for p in parts),
+        recomputed=max(p.block - p.each(activation_checkpointing) for p in parts),
     )
 
 
@@ -194,6 +200,7 @@ def _transformer(stack: Transformer, rows: float, length: int, rest: float, item
     norms = 2 * (stream + 2 * FLOAT32)
     return Kept(
         block=count * _block(stack, itemsize),
+        products=count * (stream + _products(stack, itemsize)),
         block_input=count * stream,
         blocks=stack.blocks,
         rest=rest + count * norms,
@@ -218,6 +225,12 @@ def _block(stack: Transformer, itemsize: int) -> float:
         # projection's output; autocast keeps float32 copies of queries and keys in its place.
         norms += FLOAT32 * ((5 if itemsize == FLOAT32 else 4) * stack.width + 2 * stack.heads)
     return norms + narrow * itemsize + FLOAT32 * stack.heads + (masks if stack.dropout else 0)
+
+
+def _products(stack: Transformer, itemsize: int) -> float:
+    """Bytes per position of the results of a block's products and attention."""
+    outputs = 6 * stack.width + (1 + stack.gated) * stack.hidden
+    return outputs * itemsize + FLOAT32 * stack.heads
 
 
 def _condition(part: LevelConfig | PixelConfig, above: int, itemsize: int) -> float:

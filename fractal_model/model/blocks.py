@@ -9,11 +9,19 @@ feed-forward part, H heads, d elements of a head.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch._ops import OpOverload
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
+from fractal_model.config.training import Checkpointing
 from fractal_model.model.attention import Attention, Cache, KeyValueCache
 from fractal_model.model.kernels.dropout import Dropout
 from fractal_model.model.kernels.linear import Linear
@@ -21,6 +29,21 @@ from fractal_model.model.kernels.linear import Linear
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
 """The hidden width of SwiGLU is rounded up to a multiple of this, as in LLaMA."""
+_PRODUCTS = frozenset(
+    (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "fractal::short_attention",
+        "mkldnn::_linear_pointwise",
+    )
+)
+"""Operations whose results are kept by selective checkpointing: matrix products and attention."""
 _RECOMPILE_LIMIT = 64
 """Largest number of variants of a block that a process compiles. Each combination of width, heads,
 length, mode and gradients is a variant. torch's own limit of 8 is close: training a model of three
@@ -67,7 +90,7 @@ class Block(nn.Module):
         feed_forward: GeluMLP | SwiGLU,
     ) -> None:
         super().__init__()
-        self.recompute = False
+        self.recompute: Checkpointing = False
         self.norm1 = norm1
         self.attention = attention
         self.norm2 = norm2
@@ -76,6 +99,14 @@ class Block(nn.Module):
     def forward(
         self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
+        if self.recompute == "selective" and torch.is_grad_enabled():
+            # Within the block, so that code compiled from it keeps and computes again the same.
+            return checkpoint(
+                self._run, x_BSD, rotary, cache, use_reentrant=False, context_fn=_keep_products
+            )
+        return self._run(x_BSD, rotary, cache)
+
+    def _run(self, x_BSD: Tensor, rotary: Tensor | None, cache: Cache | None) -> Tensor:
         x_BSD = x_BSD + self.attention(self.norm1(x_BSD), rotary=rotary, cache=cache)
         return self._add_feed_forward(x_BSD)
 
@@ -153,7 +184,7 @@ def run_blocks(
     for i, block in enumerate(blocks):
         if at_BQ is not None and i == len(blocks) - 1:
             x_BSD = block.output_at(x_BSD, at_BQ)
-        elif block.recompute and torch.is_grad_enabled():
+        elif block.recompute is True and torch.is_grad_enabled():
             x_BSD = checkpoint(block, x_BSD, rotary=rotary, use_reentrant=False)
         else:
             x_BSD = block(x_BSD, rotary=rotary, cache=caches[i] if caches is not None else None)
@@ -167,12 +198,22 @@ def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> li
     return [KeyValueCache(token_BD.new_empty(s), token_BD.new_empty(s)) for s in shapes]
 
 
-def checkpoint_activations(model: nn.Module) -> None:
-    """Make the blocks of a model keep only their inputs in training. The backward pass then
-    computes each block again."""
+def checkpoint_activations(model: nn.Module, recompute: Checkpointing = True) -> None:
+    """Make the blocks of a model keep less for the backward pass, which computes the rest again:
+    with True only their inputs, with `selective` also the results of their products."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.recompute = True
+            module.recompute = recompute
+
+
+def _choose_kept(
+    context: SelectiveCheckpointContext, operation: OpOverload, *_: object, **__: object
+) -> CheckpointPolicy:
+    is_product = operation.name() in _PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_keep_products = partial(create_selective_checkpoint_contexts, _choose_kept)
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from fractal_model.common.compiler import has_compiler
 from fractal_model.common.errors import FractalError
 from fractal_model.config.model import ModelConfig
+from fractal_model.config.training import CHECKPOINTING, Checkpointing
 from fractal_model.costs.training_memory import training_memory
 from fractal_model.model.fractal import FractalModel
 from fractal_model.sizing.choices import Choice, Entry
@@ -42,7 +43,7 @@ class _Fit(NamedTuple):
     """How a worker computes its images, and the gigabytes that it needs."""
 
     images: int
-    checkpointing: bool
+    checkpointing: Checkpointing
     gigabytes: float
 
 
@@ -108,7 +109,8 @@ def _fit_memory(plan: Plan, share: int, workers: int, averages: int) -> _Fit | N
         room = room / workers - _PROCESS_BYTES
     most = min(_GPU_GROUP if machine.gpus else _CPU_GROUP, share, plan.most_at_a_time)
     groups = [1 << power for power in range(int(math.log2(most)), -1, -1)]
-    for checkpointing, least in ((False, min(_GOOD_GROUP, groups[0])), (True, 1)):
+    good = min(_GOOD_GROUP, groups[0])
+    for checkpointing, least in zip(CHECKPOINTING, (good, good, 1), strict=True):
         for images in (group for group in groups if group >= least):
             needed = training_memory(
                 plan.model,

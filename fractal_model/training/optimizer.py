@@ -21,6 +21,13 @@ from fractal_model.model.blocks import Block
 _MUON, _ADAMW = "muon", "adamw"
 
 
+class _AdamW(torch.optim.AdamW):
+    """AdamW on one pass over all parameters, which can leave them as they are."""
+
+    found_inf: Tensor | None = None
+    """If 1, a step changes nothing. torch's gradient scaler uses it in the same way."""
+
+
 class MuonAndAdamW:
     """Muon for the weight matrices of a model's blocks, and AdamW for its other parameters. It has
     the methods of a torch optimiser that training uses."""
@@ -63,7 +70,17 @@ class MuonAndAdamW:
         self._adamw.load_state_dict(state[_ADAMW])
 
 
-def new_optimizer(model: nn.Module, recipe: TrainingConfig) -> torch.optim.AdamW | MuonAndAdamW:
+def update_if(is_finite: Tensor, optimizer: _AdamW | MuonAndAdamW) -> None:
+    """Update all parameters if `is_finite`, a bool scalar on their device, is True. AdamW does not
+    wait for its value, Muon does."""
+    if isinstance(optimizer, _AdamW):
+        optimizer.found_inf = (~is_finite).float()
+        optimizer.step()
+    elif is_finite:
+        optimizer.step()
+
+
+def new_optimizer(model: nn.Module, recipe: TrainingConfig) -> _AdamW | MuonAndAdamW:
     """Return the recipe's optimiser for a model, without state."""
     if recipe.optimizer == _MUON:
         return MuonAndAdamW(model, recipe)
@@ -97,13 +114,11 @@ def _hidden_weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
                     yield layer.weight, 3 if layer is block.attention.qkv else 1
 
 
-def _adamw(
-    parameters: Iterator[tuple[str, nn.Parameter]], recipe: TrainingConfig
-) -> torch.optim.AdamW:
+def _adamw(parameters: Iterator[tuple[str, nn.Parameter]], recipe: TrainingConfig) -> _AdamW:
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in parameters:
         is_bias = parameter.ndim <= 1 or ".biases." in name  # Pixel logits' biases are (1, V)
         groups[is_bias].append(parameter)
     decays = zip(groups, (recipe.weight_decay, 0.0), strict=True)
     options = [{"params": group, "weight_decay": decay} for group, decay in decays]
-    return torch.optim.AdamW(options, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True)
+    return _AdamW(options, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True)

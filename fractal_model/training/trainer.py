@@ -5,6 +5,10 @@ of (seed, step, rank). So a resumed run gives the same weights, bit for bit, as 
 interruption. A worker splits its share of a batch into parts that fit its memory. Workers exchange
 gradients once in a step, with the last part. Each part is weighted by its number of images, so all
 images count equally, however they are split over workers and parts.
+
+A GPU must not wait until the host knows that a gradient is finite. AdamW therefore leaves the
+weights as they are by itself if it is not, and the host learns it in the next step, before that
+step's update.
 """
 
 import math
@@ -33,7 +37,7 @@ from fractal_model.model.losses import training_loss
 from fractal_model.training.averages import MovingAverages
 from fractal_model.training.collectives import gather_from_ranks
 from fractal_model.training.masks import noisy_context, training_guides, training_masks
-from fractal_model.training.optimizer import new_optimizer, require_state
+from fractal_model.training.optimizer import new_optimizer, require_state, update_if
 from fractal_model.training.schedule import learning_rate
 
 StartWeights = Callable[[], Mapping[str, Tensor]]
@@ -55,8 +59,9 @@ class StepReport:
 
 
 class NotFiniteError(FractalError):
-    """The loss or gradient of a batch is not finite on some rank. All ranks raise this error before
-    any weight changes. `images`: images that may be the cause, as indices in the split."""
+    """The loss or gradient of a batch is not finite on some rank. All ranks raise this error, and
+    the weights stay as they were. `images`: images that may be the cause, as indices in the
+    split."""
 
     def __init__(self, step: int, position: int, images: Sequence[int]) -> None:
         super().__init__(
@@ -65,6 +70,20 @@ class NotFiniteError(FractalError):
         )
         self.position = position
         self.images = tuple(images)
+
+
+@dataclass(frozen=True)
+class _Unconfirmed:
+    """A step of which the host does not know yet whether its loss and gradient are finite."""
+
+    report: StepReport
+    batch: Batch
+    step: int
+    position: int
+    local_loss: Tensor
+    """Loss of this rank's images, a scalar."""
+    is_finite: Tensor
+    """True if loss and gradient are finite on all ranks, a bool scalar."""
 
 
 class Trainer:
@@ -96,9 +115,8 @@ class Trainer:
         self.model = _new_model(model, recipe.seed, start).to(self._device).train()
         levels = (*self.model.levels, self.model.pixel)
         by_level = recipe.checkpointing_by_level(len(levels) - 1)
-        for level, is_checkpointed in zip(levels, by_level, strict=True):
-            if is_checkpointed:
-                checkpoint_activations(level)
+        for level, recompute in zip(levels, by_level, strict=True):
+            checkpoint_activations(level, recompute)
         if recipe.compile:
             prepare_compiler()
             compile_blocks(self.model)
@@ -106,7 +124,7 @@ class Trainer:
             torch.set_float32_matmul_precision("high")  # TF32 where autocast keeps float32
         self.optimizer = new_optimizer(self.model, recipe)
         self.averages = MovingAverages(self.model, recipe.ema_decays)
-        self._local_loss = torch.zeros(())
+        self._unconfirmed: _Unconfirmed | None = None
         self.objective = (
             _TrainingLoss(self.model, recipe) if objective is None else objective(self.model)
         )
@@ -133,6 +151,7 @@ class Trainer:
         average that the recipe keeps."""
         state = require_state(checkpoint.optimizer, self.recipe)
         self.averages.require(checkpoint.averages)
+        self._unconfirmed = None
         self.position = checkpoint.progress.position
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(state)
@@ -140,8 +159,19 @@ class Trainer:
         self.averages.load(checkpoint.averages, is_first=self.steps == skipped)
 
     def step(self, batch: Batch) -> StepReport:
-        """Train on one batch; `batch` is this rank's share of it. NotFiniteError, on all ranks and
-        before any weight changes: the loss or gradient is not finite on some rank."""
+        """Train on one batch; `batch` is this rank's share of it. NotFiniteError: see
+        `start_step`."""
+        self.start_step(batch)
+        report = self.finish_step()
+        assert report is not None
+        return report
+
+    def start_step(self, batch: Batch) -> StepReport | None:
+        """Train on one batch without waiting for a GPU to finish it; `batch` is this rank's share
+        of it. Return the report of the step started before, None if it is finished already.
+        NotFiniteError, on all ranks: the loss or gradient of the step started before is not finite
+        on some rank. Both steps then change nothing, and the position is that of the earlier
+        one."""
         rate = self._set_learning_rate()
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
         torch.manual_seed(seed)  # Dropout draws from the global generator.
@@ -149,17 +179,33 @@ class Trainer:
         dropped = torch.rand(batch.labels.shape, generator=generator) < self.recipe.label_drop
         labels = torch.where(dropped, NO_CLASS, batch.labels)
         self.model.zero_grad()
-        loss = self._backward(batch.images, labels, generator)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        if not bool((norm + loss).isfinite()):  # All ranks have the same norm and loss.
-            raise NotFiniteError(self.steps, self.position, self._find_bad_images(batch))
-        self.optimizer.step()
-        self.averages.update()
+        local_loss, loss = self._backward(batch.images, labels, generator)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm).detach()
+        before = self.finish_step()
+        is_finite = (norm + loss).isfinite()  # All ranks have the same norm and loss.
+        report = StepReport(loss, norm, rate)
+        self._unconfirmed = _Unconfirmed(
+            report, batch, self.steps, self.position, local_loss, is_finite
+        )
+        update_if(is_finite, self.optimizer)
         self.position += self.recipe.batch_size
-        return StepReport(loss, norm.detach(), rate)
+        return before
+
+    def finish_step(self) -> StepReport | None:
+        """Wait for the step started last and return its report, None if it is finished already.
+        NotFiniteError: see `start_step`."""
+        step, self._unconfirmed = self._unconfirmed, None
+        if step is None:
+            return None
+        if not bool(step.is_finite):
+            self.position = step.position
+            raise NotFiniteError(step.step, step.position, _find_bad_images(step))
+        self.averages.update()
+        return step.report
 
     def reset(self) -> None:
         """Return to the state before the first step."""
+        self._unconfirmed = None
         self.position = 0
         first = _new_model(self.model.config, self.recipe.seed, self._start)
         self.model.load_state_dict(first.state_dict())
@@ -170,9 +216,11 @@ class Trainer:
         """Count the next batch as seen without training on it."""
         self.position += self.recipe.batch_size
 
-    def _backward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute gradients from this rank's images; return the mean loss over all ranks'
-        images."""
+    def _backward(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Compute gradients from this rank's images; return the loss of these, and the mean loss
+        over all ranks' images."""
         size, share = self.recipe.images_per_worker, self._world_size / self.recipe.batch_size
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         total = torch.zeros((), device=self._device)
@@ -187,18 +235,11 @@ class Trainer:
                 loss = loss * (len(part) * share)  # DDP averages gradients over ranks.
                 loss.backward()
             total += loss.detach()
-        self._local_loss = total
-        if self._world_size > 1:
-            total = total / self._world_size
-            torch.distributed.all_reduce(total)
-        return total
-
-    def _find_bad_images(self, batch: Batch) -> list[int]:
-        """Return the images that may be the cause, as indices in the split: the images of the ranks
-        whose loss is not finite, or the whole batch if only the gradient is not finite."""
-        shares = gather_from_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
-        bad_shares = [images for images, is_finite in shares if not is_finite]
-        return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
+        if self._world_size == 1:
+            return total, total
+        mean = total / self._world_size
+        torch.distributed.all_reduce(mean)
+        return total, mean
 
     def _set_learning_rate(self) -> float:
         steps_per_epoch = self._images / self.recipe.batch_size
@@ -211,6 +252,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+
+def _find_bad_images(step: _Unconfirmed) -> list[int]:
+    """Return the images that may be the cause, as indices in the split: the images of the ranks
+    whose loss is not finite, or the whole batch if only the gradient is not finite."""
+    shares = gather_from_ranks((step.batch.indices.tolist(), bool(step.local_loss.isfinite())))
+    bad_shares = [images for images, is_finite in shares if not is_finite]
+    return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
 
 
 class _TrainingLoss(nn.Module):

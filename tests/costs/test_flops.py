@@ -108,13 +108,14 @@ def test_activation_checkpointing_agrees_with_the_counter(size):
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "optimizer"), [(False, "adamw"), (True, "adamw"), (False, "muon")]
+    ("checkpointing", "optimizer"),
+    [(False, "adamw"), ("selective", "adamw"), (True, "adamw"), (False, "muon")],
 )
 def test_the_formula_agrees_with_a_real_training_step(kind, checkpointing, optimizer, monkeypatch):
     config = tiny_config(kind)
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
     # Recomputation also repeats the last of oneDNN's products, but not of torch's.
-    monkeypatch.setattr("fractal_model.model.kernels.linear._HAS_ONEDNN", not checkpointing)
+    monkeypatch.setattr("fractal_model.model.kernels.linear._HAS_ONEDNN", checkpointing is not True)
     changes = {"activation_checkpointing": checkpointing, "optimizer": optimizer}
     recipe = PARAMS.size("digits").training.model_copy(update={**changes, "batch_size": 3})
     stepper = trainer.Trainer(config, recipe, images=3)

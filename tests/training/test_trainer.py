@@ -28,27 +28,26 @@ def test_the_loss_falls(options):
     assert losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("choice", ["everywhere", "some levels"])
-def test_activation_checkpointing_changes_no_gradient(kind, choice):
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("choice", ["everywhere", "selective", "some levels"])
+def test_activation_checkpointing_changes_no_gradient(kind, choice, qk_norm):
     """Dropout is on, so a recomputed block must draw the same random numbers."""
+    config = tiny_config(kind, dropout=0.1, qk_norm=qk_norm)
+    levels = len(config.levels)
+    by_level = {
+        "everywhere": True,
+        "selective": "selective",
+        "some levels": (True, *("selective", False)[: levels - 1], True),
+    }
     plain, checkpointed = (
-        Trainer(
-            tiny_config(kind, dropout=0.1),
-            RECIPE.model_copy(update={"activation_checkpointing": is_checkpointed}),
-            images=16,
-        )
-        for is_checkpointed in (False, True)
+        Trainer(config, RECIPE.model_copy(update={"activation_checkpointing": entry}), images=16)
+        for entry in (False, by_level[choice])
     )
     if choice == "some levels":
-        levels = len(plain.model.levels)
-        some = RECIPE.model_copy(
-            update={"activation_checkpointing": (True,) + (False,) * (levels - 1) + (True,)}
-        )
-        checkpointed = Trainer(tiny_config(kind, dropout=0.1), some, images=16)
-        assert [block.recompute for block in checkpointed.model.levels[0].blocks] == [True]
-        assert [b.recompute for lv in checkpointed.model.levels[1:] for b in lv.blocks] == [
-            False
-        ] * (levels - 1)
+        blocks = [
+            level.blocks[0] for level in (*checkpointed.model.levels, checkpointed.model.pixel)
+        ]
+        assert tuple(block.recompute for block in blocks) == by_level[choice]
     side = plain.model.config.image_size
     batch = BATCH._replace(images=random_images(8, size=side))
     for _ in range(2):
@@ -163,6 +162,53 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("bad", [0, 1, 3])
+def test_a_step_that_is_confirmed_late_leaves_no_trace_if_it_was_bad(optimizer, bad):
+    """`bad`: number of the step whose gradient is not finite."""
+    late, plain = (trainer(ema_decays=(0.5,), optimizer=optimizer) for _ in "ab")
+    for trained in (late, plain):
+        trained.objective.register_forward_hook(
+            lambda _, __, loss, trained=trained: loss * (torch.nan if trained.steps == bad else 1)
+        )
+    skipped, returned_to = [], []
+    while late.position < 40:
+        try:
+            if late.position in skipped:
+                late.skip_batch()
+            else:
+                late.start_step(BATCH)
+            if late.position >= 40:
+                late.finish_step()
+        except NotFiniteError as error:
+            skipped.append(error.position)
+            returned_to.append(late.position)
+    for step in range(5):
+        if step == bad:
+            plain.skip_batch()
+        else:
+            plain.step(BATCH)
+    assert skipped == returned_to == [bad * len(BATCH.labels)]
+    assert all(a.equal(b) for a, b in zip(weights(late), weights(plain), strict=True))
+    states = []
+    for trained in (late, plain):
+        stored = trained.optimizer.state_dict()
+        moments = [part["state"] for part in ([stored] if "state" in stored else stored.values())]
+        states.append((moments, trained.averages.state()))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_started_step_gives_its_report_with_the_next_one():
+    late, plain = trainer(), trainer()
+    reports = [late.start_step(BATCH) for _ in range(3)] + [late.finish_step()]
+    assert reports[0] is None and late.finish_step() is None
+    for report in reports[1:]:
+        expected = plain.step(BATCH)
+        assert report.loss.equal(expected.loss)
+        assert report.gradient_norm.equal(expected.gradient_norm)
+        assert report.learning_rate == expected.learning_rate
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_reset_trainer_equals_a_new_one(optimizer):
     trained, fresh = (trainer(ema_decays=(0.9, 0.5), optimizer=optimizer) for _ in "ab")
     for _ in range(2):
@@ -200,12 +246,14 @@ def test_a_skipped_batch_moves_the_position():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
 @pytest.mark.parametrize("kind", ["ar", "guided"])
-def test_compiled_blocks_give_the_losses_of_plain_ones(kind):
+def test_compiled_blocks_give_the_losses_of_plain_ones(kind, checkpointing):
     counters.clear()
     config = tiny_config(kind, dropout=0.0)
     batch = BATCH._replace(images=random_images(8, size=config.image_size))
-    compiled = RECIPE.model_copy(update={"compile": True, "activation_checkpointing": True})
+    changes = {"compile": True, "activation_checkpointing": checkpointing}
+    compiled = RECIPE.model_copy(update=changes)
     losses = []
     for recipe in (RECIPE, compiled):
         trained = Trainer(config, recipe, images=16)
@@ -225,6 +273,31 @@ def test_recomputed_compiled_blocks_drop_the_same_values():
         losses.append([trained.step(batch).loss.item() for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[0][2] != pytest.approx(losses[0][0], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ar", "guided"])
+def test_the_gradient_of_compiled_selective_blocks_is_the_slope_of_the_loss(kind):
+    """Dropout is on, so forward and backward pass must drop the same values."""
+    config = tiny_config(kind, dropout=0.5)
+    changes = {"compile": True, "activation_checkpointing": "selective"}
+    trained = Trainer(config, RECIPE.model_copy(update=changes), images=16)
+    images = random_images(8, size=config.image_size)
+    parameters = list(trained.model.parameters())
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(0)
+        return trained.objective(images, BATCH.labels, torch.Generator().manual_seed(0))
+
+    loss().backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    directions = [p.grad / norm for p in parameters]
+    step, losses = 0.02, []
+    for change in (step, -2 * step):
+        with torch.no_grad():
+            torch._foreach_add_(parameters, directions, alpha=change)
+        losses.append(loss().item())
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(norm.item(), rel=0.02)
 
 
 def test_a_missing_compiler_is_an_error(monkeypatch, tmp_path):

@@ -35,7 +35,7 @@ from fractal_model.training.ray_train.stored import (
 from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_abandoned_scratch
 from fractal_model.training.ray_train.validation_points import ValidationPoints
 from fractal_model.training.ray_train.validation_turn import Order, ValidationTurn
-from fractal_model.training.trainer import NotFiniteError, StartWeights, Trainer
+from fractal_model.training.trainer import NotFiniteError, StartWeights, StepReport, Trainer
 
 BY_WORKERS = "by workers"
 
@@ -152,12 +152,13 @@ class _Worker:
             if trainer.position in self._skipped:
                 trainer.skip_batch()
             else:
-                self._meter.add_step(trainer.step(batch))
-                self._validation.count_step()
+                self._count(trainer.start_step(batch))
             is_last = trainer.position >= trainer.end_position
             is_log_step = trainer.steps % recipe.log_every_steps == 0
             is_due = trainer.steps % self._steps_per_checkpoint == 0
             validate = self._is_validated(is_last)
+            if is_last or is_due or validate or is_log_step:
+                self._count(trainer.finish_step())
             if is_last or is_due or validate or (is_log_step and self._is_overdue()):
                 with self._meter.pause():
                     order: Order = False
@@ -172,6 +173,12 @@ class _Worker:
             elif is_log_step:
                 self._report_metrics()
             self._deadline.renew()  # for the next batch
+
+    def _count(self, finished: StepReport | None) -> None:
+        """Add a finished step, if there is one, to what is reported."""
+        if finished is not None:
+            self._meter.add_step(finished)
+            self._validation.count_step()
 
     def _steps_of(self, epochs: int) -> int:
         return self._job.recipe.steps(epochs, len(self._split))
