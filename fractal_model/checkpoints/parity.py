@@ -179,7 +179,9 @@ def _conditions(case: Case) -> Quantities:
             conditions = level(tokens, root).values_NCD
         else:
             mask = case.inputs["mask_level0"].bool()
-            conditions = level(tokens, mask, root, selected=torch.ones_like(mask)).values_NCD
+            conditions = level(
+                tokens, mask, root, selected=torch.ones_like(mask).nonzero(as_tuple=True)
+            ).values_NCD
     for position, name in enumerate(CONDITION_NAMES[: conditions.shape[1]]):
         if (name := f"level0_conditions_{name}") in case.expected:
             yield name, conditions[:, position].view(len(images), level.config.tokens, -1)

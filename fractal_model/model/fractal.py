@@ -10,15 +10,16 @@ N sub-patches predicted in all rows; n conditions of a row, C their width, D wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.memory import send
 from fractal_model.config.model import MAX_CONDITIONS, ModelConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
@@ -49,7 +50,11 @@ class Rows:
     def sub_patches(self, mask: Tensor, size: int) -> Rows:
         """Return the places of the sub-patches of side `size` where `mask` (R, T) is True."""
         row, token = mask.nonzero(as_tuple=True)
-        grid = round(mask.shape[1] ** 0.5)
+        return self.sub_patches_at(row, token, math.isqrt(mask.shape[1]), size)
+
+    def sub_patches_at(self, row: Tensor, token: Tensor, grid: int, size: int) -> Rows:
+        """Return the places of N sub-patches of side `size`, given the row and the number in it of
+        each, (N,). `grid` is the number of sub-patches along a side of a row."""
         top, left = token // grid * size, token % grid * size
         return Rows(self.image[row], self.top[row] + top, self.left[row] + left)
 
@@ -95,9 +100,24 @@ class Pass:
     """Negative log-probabilities of guiding pixels, one entry for each level that has them."""
 
 
+@dataclass(frozen=True)
+class _Predicted:
+    """The N sub-patches that a level predicts in its R rows."""
+
+    mask: Tensor | None
+    """True for the predicted sub-patches of a MAR level, (R, T) bool; None at an AR level."""
+    row: Tensor
+    """Row of each predicted sub-patch, (N,) int64."""
+    token: Tensor
+    """Number of each predicted sub-patch in its row, (N,) int64."""
+    count: Tensor
+    """Number of predicted sub-patches of each row, (R,) int64."""
+
+
 MaskSource = Callable[[int, Rows], Tensor]
 """Function that chooses which sub-patches a MAR level predicts. It gets the level's number and
-rows, and returns a mask (R, T) bool with at least one True in each row."""
+rows, and returns a mask (R, T) bool with at least one True in each row. If the mask is on the CPU,
+a GPU need not finish its work before the host knows how many sub-patches there are."""
 GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Function that prepares guiding pixels. It gets mean colours (R, 3) in 0 … 255, and returns the
 8-bit targets, (R, 3) int64, and the colours that the level reads, (R, 3) float."""
@@ -166,10 +186,7 @@ class FractalModel(PretrainedModule):
         guide_nats = []
         for i, level in enumerate(self.levels):
             sub_patches = patchify(patches, level.config.sub_patch_size)
-            if isinstance(level, MARLevel):
-                mask = masks(i, rows)
-            else:
-                mask = sub_patches.new_ones(sub_patches.shape[:2], dtype=torch.bool)
+            predicted = self._predicted(i, rows, masks)
             padding = self._padding_rows(i, patches)
             colours = None
             if isinstance(level, MARLevel) and level.config.guiding_pixel:
@@ -178,11 +195,13 @@ class FractalModel(PretrainedModule):
                 share = 1 / level.config.patch_size**2
                 guide_nats.append(ValueNats(nats, rows, weight, share))
             inputs = sub_patches if context is None else context(sub_patches)
-            conditions = self._run_level(i, inputs, mask, conditions, colours, padding)
-            patches = sub_patches[mask]
+            conditions = self._run_level(i, inputs, predicted, conditions, colours, padding)
+            row, token = predicted.row, predicted.token
+            patches = sub_patches[row, token]
             # A row's weight in its image is split evenly over the predicted sub-patches.
-            weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
-            rows = rows.sub_patches(mask, level.config.sub_patch_size)
+            weight = (weight / predicted.count)[row]
+            size = level.config.sub_patch_size
+            rows = rows.sub_patches_at(row, token, level.config.grid, size)
         padding = self._padding_rows(len(self.levels), patches)
         nats = channel_nats(self.pixel, conditions, patches.flatten(1).long(), padding)
         return Pass(ValueNats(nats, rows, weight, 1.0), tuple(guide_nats))
@@ -201,28 +220,47 @@ class FractalModel(PretrainedModule):
                 f"the classes are {int(labels.min())} … {int(labels.max())}, expected "
                 f"0 … {highest}, or {NO_CLASS} for an image without a class"
             )
+        labels = send(labels, self.device)
         embedded = self.class_embedding(labels.clamp(min=0))
         embedded = torch.where((labels == NO_CLASS)[:, None], self.null_embedding, embedded)
         return Conditions(embedded[:, None].expand(-1, MAX_CONDITIONS, -1))
+
+    def _predicted(self, i: int, rows: Rows, masks: MaskSource) -> _Predicted:
+        """Return the sub-patches that level i predicts: those that `masks` chooses for a MAR level,
+        all of them for an AR level."""
+        count, tokens = len(rows.image), self.levels[i].config.tokens
+        if isinstance(self.levels[i], MARLevel):
+            mask = masks(i, rows)
+            chosen = (mask, *mask.nonzero(as_tuple=True), mask.sum(1))
+            return _Predicted(*(send(tensor, self.device) for tensor in chosen))
+        row = torch.arange(count, device=self.device).repeat_interleave(tokens)
+        token = torch.arange(tokens, device=self.device).repeat(count)
+        return _Predicted(None, row, token, torch.full_like(rows.image, tokens))
 
     def _run_level(
         self,
         i: int,
         sub_patches: Tensor,
-        mask: Tensor,
+        predicted: _Predicted,
         conditions: Conditions,
         colours: Tensor | None,
         padding: int,
     ) -> Conditions:
-        """Return the conditions (N, n, D) that level i gives to sub-patches where `mask` (R, T) is
-        True. The level also computes `padding` rows of zeros, which are left out of the result."""
+        """Return the conditions (N, n, D) that level i gives to the `predicted` sub-patches. The
+        level also computes `padding` rows of zeros, which are left out of the result."""
         level, tokens = self.levels[i], pad_rows(sub_patches, padding)
         conditions = Conditions(pad_rows(conditions.values_NCD, padding))
         if isinstance(level, ARLevel):
-            return Conditions(level(tokens, conditions).values_NCD[: mask.numel()])
-        colours = None if colours is None else pad_rows(colours, padding)
-        count = self.config.conditions_read(i)
-        return level(tokens, pad_rows(mask, padding), conditions, guides=colours, count=count)
+            return Conditions(level(tokens, conditions).values_NCD[: len(predicted.row)])
+        assert predicted.mask is not None
+        return level(
+            tokens,
+            pad_rows(predicted.mask, padding),
+            conditions,
+            guides=None if colours is None else pad_rows(colours, padding),
+            selected=(predicted.row, predicted.token),
+            count=self.config.conditions_read(i),
+        )
 
     def _padding_rows(self, i: int, patches: Tensor) -> int:
         """Return how many padding rows to add to the batch of level i, or of the pixel network if i
@@ -256,11 +294,8 @@ def channel_nats(
 ) -> Tensor:
     """Return the negative log-probabilities (N, 3) float32 that `network` gives to the 8-bit values
     `values_N3`. The `padding` rows of zeros that it also computes are not in the result."""
-    count = len(values_N3)
     inputs = pad_rows(conditions.middle, padding), pad_rows(values_N3, padding)
-    logits = (channel[:count] for channel in network.channel_logits(*inputs))
-    pairs = zip(logits, values_N3.unbind(1), strict=True)
-    return torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs], dim=1)
+    return network.nats(*inputs, count=len(values_N3))
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fractal_model.common.memory import send
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
@@ -21,6 +22,10 @@ GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
 """Published width, blocks and heads of the pixel network that predicts guiding pixels."""
 _OFFSETS = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 """Rows and columns from a sub-patch to itself and to its top, right, bottom and left neighbours."""
+
+
+Places = tuple[Tensor, ...]
+"""Row and number of each of N sub-patches, two tensors (N,) int64."""
 
 
 class MARLevel(nn.Module):
@@ -66,19 +71,20 @@ class MARLevel(nn.Module):
         conditions: Conditions,
         *,
         guides: Tensor | None = None,
-        selected: Tensor | None = None,
+        selected: Places | None = None,
         count: int = MAX_CONDITIONS,
     ) -> Conditions:
         """Return the first `count` conditions of each selected sub-patch, (N, count, D). `tokens`
         are the sub-patches, (R, T, 3, p, p) uint8; the network does not see those where `mask` (R,
         T) is True. `guides` are the patches' mean colours 0 … 255, (R, 3), needed at a level with a
-        guiding pixel. `selected` is (R, T) bool, by default the mask."""
+        guiding pixel. `selected` are by default the masked ones."""
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._embed_prefix(conditions, guides), x], dim=1)
         x = self.norm_in(x + self.positions)
         x = self.norm_out(run_blocks(self.blocks, x))[:, self.prefix_length :]
-        return with_neighbours(x, mask if selected is None else selected, count)
+        selected = mask.nonzero(as_tuple=True) if selected is None else selected
+        return with_neighbours(x, selected, count)
 
     def prefix_inputs(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
         """Return the first block's inputs at the prefix, (R, P, D). `guides` are the colours of the
@@ -106,11 +112,11 @@ class MARLevel(nn.Module):
         return prefix
 
 
-def with_neighbours(x_RTD: Tensor, selected: Tensor, count: int = MAX_CONDITIONS) -> Conditions:
-    """Return the first `count` conditions (N, count, D) of the sub-patches where `selected` (R, T)
-    is True: the outputs `x_RTD` at the sub-patch itself, then at its top, right, bottom and left
-    neighbours. A neighbour outside the grid counts as zeros."""
-    row, token = selected.nonzero(as_tuple=True)
+def with_neighbours(x_RTD: Tensor, selected: Places, count: int = MAX_CONDITIONS) -> Conditions:
+    """Return the first `count` conditions (N, count, D) of the `selected` sub-patches: the outputs
+    `x_RTD` at the sub-patch itself, then at its top, right, bottom and left neighbours. A neighbour
+    outside the grid counts as zeros."""
+    row, token = selected
     neighbours, inside = neighbourhood(token, math.isqrt(x_RTD.shape[1]), count)
     return Conditions(x_RTD[row[:, None], neighbours].where(inside[..., None], 0.0))
 
@@ -120,7 +126,7 @@ def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]
     of side `grid`. The first holds the numbers of the sub-patch itself and of its top, right,
     bottom and left neighbours, cut to the first `count`. The second is True where the neighbour
     lies inside the grid. Where it lies outside, its number is that of the nearest sub-patch."""
-    offsets = torch.tensor(_OFFSETS[:count], device=token.device)
+    offsets = send(torch.tensor(_OFFSETS[:count]), token.device)
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]
     inside = (down >= 0) & (down < grid) & (right >= 0) & (right < grid)

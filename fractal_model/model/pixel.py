@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fractal_model.config.model import PixelConfig
 from fractal_model.model.attention import Cache
 from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
+from fractal_model.model.kernels.cross_entropy import linear_cross_entropy
 from fractal_model.model.kernels.linear import Linear, linear
 from fractal_model.model.patches import CHANNEL_VALUES
 
@@ -47,18 +48,30 @@ class PixelNetwork(nn.Module):
     def forward(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
         """Return the logits of red, green and blue, (N, 3, V) float32. Each depends on the
         condition and on the true values, `values_N3` 0 … 255 int64, of the channels before."""
-        return torch.stack(self.channel_logits(conditions_NC, values_N3), dim=1)
+        hidden = self._hidden(conditions_NC, values_N3)
+        return torch.stack([self._logits(hidden[:, c], c) for c in range(CHANNELS)], dim=1)
 
-    def channel_logits(self, conditions_NC: Tensor, values_N3: Tensor) -> list[Tensor]:
-        """Return the logits of `forward` as a list, one tensor (N, V) for each channel."""
+    def nats(self, conditions_NC: Tensor, values_N3: Tensor, count: int) -> Tensor:
+        """Return the negative log-probability of each value of the first `count` pixels, (count, 3)
+        float32."""
+        hidden = self._hidden(conditions_NC, values_N3)[:count]
+        with torch.autocast(hidden.device.type, enabled=False):
+            channels = [
+                linear_cross_entropy(hidden[:, c].float(), *self._map(c), values_N3[:count, c])
+                for c in range(CHANNELS)
+            ]
+        return torch.stack(channels, dim=1)
+
+    def _hidden(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
+        """Return the outputs (N, 3, W) from which `_logits` predicts red, green and blue."""
         tokens = [
             self.first_token(conditions_NC),
             self.codebooks[0](values_N3[:, 0]),
             self.codebooks[1](values_N3[:, 1]),
         ]
         hidden = run_blocks(self.blocks, self.norm_in(torch.stack(tokens, dim=1)))
-        hidden = self.norm_out(hidden)
-        return [self._logits(hidden[:, c], c) for c in range(CHANNELS)]
+        normed: Tensor = self.norm_out(hidden)
+        return normed
 
     def first_token(self, conditions_NC: Tensor) -> Tensor:
         """Return the input token (N, W) from which `step` predicts red: the condition, embedded."""
@@ -77,5 +90,8 @@ class PixelNetwork(nn.Module):
 
     def _logits(self, hidden_NW: Tensor, channel: int) -> Tensor:
         with torch.autocast(hidden_NW.device.type, enabled=False):
-            weight, bias = self.codebooks[channel].weight, self.biases[channel][0]
-            return linear(hidden_NW.float(), weight, bias)
+            return linear(hidden_NW.float(), *self._map(channel))
+
+    def _map(self, channel: int) -> tuple[Tensor, Tensor]:
+        """Return weight (V, W) and bias (V,) of the logits of `channel`."""
+        return self.codebooks[channel].weight, self.biases[channel][0]

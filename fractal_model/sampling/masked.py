@@ -67,7 +67,8 @@ class CachedMaskedIterations:
         token = self._selected_tokens(selected)
         if token is None:
             x = level.norm_out(self._run_blocks(rows, None))[:, level.prefix_length :]
-            return with_neighbours(x, selected.repeat(branches, 1), count)
+            places = selected.repeat(branches, 1).nonzero(as_tuple=True)
+            return with_neighbours(x, places, count)
         outputs, inside = neighbourhood(token.repeat(branches, 1), level.config.grid, count)
         x = level.norm_out(self._run_blocks(rows, level.prefix_length + outputs.flatten(1)))
         x = x.flatten(0, 1).unflatten(0, (-1, count))

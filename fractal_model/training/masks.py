@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fractal_model.common.memory import send
 from fractal_model.config.mask_ratio import MaskRatio, lower_bound
 from fractal_model.model.fractal import ContextSource, MaskSource, Rows
 from fractal_model.model.likelihood import draw_counts
@@ -18,7 +19,7 @@ def training_masks(
     tokens: list[int], generator: torch.Generator, mask_ratio: MaskRatio = "published"
 ) -> MaskSource:
     """Return a function that draws a level's masks: bool (R, T) for R patches of T sub-patches,
-    true where masked. `tokens` has T of each level.
+    true where masked, on the CPU. `tokens` has T of each level.
 
     With the published `mask_ratio`, ⌈T · r⌉ random sub-patches of a patch are masked, at least one;
     r is normal with mean 1 and standard deviation 0.25, truncated to 0 … 1. A number f truncates it
@@ -28,7 +29,7 @@ def training_masks(
     while the likelihood bound weighs all patches equally."""
 
     def draw(level: int, rows: Rows) -> Tensor:
-        count, device = len(rows.image), rows.image.device
+        count = len(rows.image)
         if mask_ratio == "uniform":
             masked = draw_counts(generator, count, tokens[level], passes=1)[0]
         else:
@@ -39,7 +40,7 @@ def training_masks(
             )
             masked = (ratio * tokens[level]).ceil().clamp(min=1)
         scores = torch.rand(count, tokens[level], generator=generator)
-        return (ranks(scores) < masked[:, None]).to(device)
+        return ranks(scores) < masked[:, None]
 
     return draw
 
@@ -57,7 +58,7 @@ def noisy_context(probability: float, generator: torch.Generator) -> ContextSour
         is_replaced = torch.rand(count, tokens, generator=generator) < probability
         steps = torch.randint(1, count, (count, tokens), generator=generator)
         row = torch.arange(count)[:, None]
-        source = torch.where(is_replaced, (row + steps) % count, row).to(device)
+        source = send(torch.where(is_replaced, (row + steps) % count, row), device)
         return sub_patches[source, torch.arange(tokens, device=device)]
 
     return replace
@@ -68,5 +69,5 @@ def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, 
     in 0 … 255, and the colours that the level reads, float (R, 3). These are the mean colours
     `means`, unchanged. As published, a target is the mean plus a little noise, rounded, so a mean
     halfway between two values goes up or down at random."""
-    noise = torch.randn(means.shape, generator=generator).to(means.device) * GUIDE_NOISE_SD
+    noise = send(torch.randn(means.shape, generator=generator), means.device) * GUIDE_NOISE_SD
     return (means + noise).round().clamp(0, 255).long(), means

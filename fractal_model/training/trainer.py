@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fractal_model.checkpoints.checkpoint import Checkpoint
 from fractal_model.common.compiler import prepare_compiler
 from fractal_model.common.errors import FractalError
-from fractal_model.common.memory import keep_freed_memory
+from fractal_model.common.memory import keep_freed_memory, send
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.data.loader import Batch
@@ -231,7 +231,7 @@ class Trainer:
                 with torch.autocast(
                     self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
                 ):
-                    loss = self._loss(part.to(self._device), classes.to(self._device), generator)
+                    loss = self._loss(send(part, self._device), classes, generator)
                 loss = loss * (len(part) * share)  # DDP averages gradients over ranks.
                 loss.backward()
             total += loss.detach()

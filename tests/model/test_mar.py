@@ -24,5 +24,5 @@ def test_conditions_are_the_outputs_at_the_sub_patch_and_its_neighbours():
                         ]
                     )
                 )
-    conditions = with_neighbours(x, selected).values_NCD
+    conditions = with_neighbours(x, selected.nonzero(as_tuple=True)).values_NCD
     assert conditions.equal(torch.stack(expected))

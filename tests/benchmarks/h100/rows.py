@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,16 +130,30 @@ def measure_training(size: Size, batch: int, device: torch.device) -> Result:
             work.step()
         first = time.perf_counter() - start
     seconds = median_seconds(work.step, STEPS, device)
+    waits = count_waits(work.step) if device.type == "cuda" else None
     shares = training_shares(size.model, size.training.mask_ratio)
     flops = batch * sum(training_flops(size.model, shares, activation_checkpointing=False))
     assert work.levels is not None
     return {
         "seconds_per_step": seconds,
         "seconds_of_the_first_steps": first,
+        "waits_of_the_host": waits,
         "useful_tflops": flops / seconds / 1e12,
         "peak_memory_gb": peak.added_bytes / 1e9,
         "levels": _beside_floors(work.levels(), training_floor(size, batch), batch, device),
     }
+
+
+def count_waits(step: Callable[[], object]) -> int:
+    """Number of operations in a step for which the host waits until the GPU has finished."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
 def _sample(params: Params, name: str, batch: int) -> Row:
