@@ -20,6 +20,7 @@ import torch
 from fractal_model.common.gpus import gpu_of_driver
 from fractal_model.common.memory import peak_memory
 from fractal_model.config.params import Params, Size
+from fractal_model.config.training import Checkpointing
 from fractal_model.costs.benchmark import training_work
 from fractal_model.costs.benchmark_levels import LevelCost, measure_levels
 from fractal_model.costs.flops import sampling_flops, training_flops
@@ -80,6 +81,8 @@ def all_rows(params: Params, published: Path | None) -> list[Row]:
     rows += [_sample(params, "mar-l", 64), _sample(params, "mar-64", 256)]
     rows += [_sample(params, "mar-l", 1), _sample(params, "ar-64", 1)]
     rows += [
+        _train(params, "mar-64", 64, recomputed=("selective",) * 3),
+        _train(params, "mar-l", 32, recomputed=("selective", True, True, True)),
         _train(params, "mar-l", 32, recomputed=(False, True, True, True)),
         _train(params, "mar-l", 32, recomputed=(False, False, True, True)),
         _train(params, "mar-l", 32, recomputed=(False,) * 4),
@@ -104,7 +107,7 @@ def _train(
     name: str,
     batch: int,
     *,
-    recomputed: tuple[bool, ...] | None = None,
+    recomputed: tuple[Checkpointing, ...] | None = None,
     compiled: bool | None = None,
 ) -> Row:
     """A training step of a size as its recipe has it, or with other levels `recomputed` in the
@@ -113,7 +116,8 @@ def _train(
     changes: dict[str, object] = {}
     if recomputed is not None:
         changes["activation_checkpointing"] = recomputed
-        label += f", recomputed {'-'.join('yes' if on else 'no' for on in recomputed)}"
+        words = {True: "yes", False: "no"}
+        label += f", recomputed {'-'.join(words.get(choice, choice) for choice in recomputed)}"
     if compiled is not None:
         changes["compile"] = compiled
         label += ", compiled" if compiled else ", not compiled"
