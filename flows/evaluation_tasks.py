@@ -11,7 +11,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from fractal_model.common.memory import compute_device
+from fractal_model.common.devices import compute_device
 from fractal_model.common.safe_text import safe_text
 from fractal_model.config.params import Size
 from fractal_model.evaluation.held_out_likelihood import HeldOutLikelihood

@@ -68,5 +68,5 @@ assert set(pipe.classes) == {"zero", "one", "seven"}
 sheet
 
 # %% [markdown]
-# With a longer budget the pictures become better: `fractal size new mine --dataset mine --budget 1h
-# --force`. The page `make ui` shows the curves, and `fractal playground` lets you play with the model.
+# With a longer budget the pictures become better: `fractal size new mine-long --dataset mine --budget
+# 1h` proposes another size. The page `make ui` shows the curves, and `fractal playground` lets you play with the model.

@@ -38,7 +38,7 @@ def animate(
     """
     import torch
 
-    from fractal_model.common.memory import compute_device
+    from fractal_model.common.devices import compute_device
     from fractal_model.generation import animation
     from fractal_model.generation.classes import parse_classes, split_classes
 

@@ -116,10 +116,15 @@ def benchmark(
     The model has random weights. The result includes the utilisation: the measured speed divided by
     the ceiling. The ceiling is the speed of the machine's fastest matrix product.
     """
-    from fractal_model.common.memory import compute_device
+    from fractal_model.common.devices import compute_device
     from fractal_model.costs import benchmark
     from fractal_model.generation.request import change_sampling
 
+    if activation_checkpointing and selective:
+        raise FractalError(
+            "--activation-checkpointing and --selective-checkpointing given, expected one of them: "
+            "leave one out"
+        )
     if profile is not None:
         require_writable_file(profile)
     settings = params.load()

@@ -173,7 +173,7 @@ def _evaluate_model(
 def _evaluate_samples(
     place: Path, params: Params, dataset: str, size: str | None, preview: bool
 ) -> tuple[MetricResults, Record]:
-    from fractal_model.common.memory import compute_device
+    from fractal_model.common.devices import compute_device
     from fractal_model.evaluation.inputs import EvaluationInputs
     from fractal_model.evaluation.prepare_evaluation import measure_samples
     from fractal_model.evaluation.protocol import Record

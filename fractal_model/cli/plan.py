@@ -151,7 +151,7 @@ def _totals(costs: Plan) -> FittedTable:
 
 _NOTES = (
     "Recomputing means activation checkpointing: it keeps the input of each block and computes the "
-    "rest again.",
+    "rest again. Selective checkpointing also keeps the results of matrix products and attention.",
     "The paper does not count masks, prefix tokens, logits or guiding pixels. It counts 10 "
     "operations for each element of a normalisation. Counted like this, FractalMAR-L's levels and "
     "the 64 × 64 MAR models equal the published figures when rounded. One sequence of all values "
@@ -186,7 +186,10 @@ def _training_note(costs: Plan) -> str:
         source = "You gave this share."
     if costs.optimizer_flops:
         source += f" Muon adds {_giga(costs.optimizer_flops)} GFLOPs to a step, on each GPU."
-    used = "with" if costs.activation_checkpointing else "without"
+    used = " or ".join(
+        {True: "with", "selective": "with selective", False: "without"}[choice]
+        for choice in dict.fromkeys(costs.activation_checkpointing)
+    )
     return (
         f"Training at {costs.utilisation:g} of {costs.gpu.name}'s dense {costs.precision} "
         f"peak ({costs.gpu.peak(costs.precision) / 1e12:g} TFLOP/s), {used} activation "

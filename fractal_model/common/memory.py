@@ -1,4 +1,4 @@
-"""Measure the memory that work takes and that is available; reuse freed memory; send to a GPU.
+"""Measure the memory that some work takes and the memory that is available; reuse freed memory.
 
 Decided here: on the CPU the peak is the largest resident size of the process, read fifty times a
 second. On CUDA it is the most that torch's allocator has in use. On Linux a process that computes
@@ -29,19 +29,6 @@ class Peak:
     the block ends."""
 
     added_bytes: int = 0
-
-
-def compute_device() -> torch.device:
-    """The current CUDA GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to `device`. A copy from the CPU to a GPU waits for its turn in the GPU's queue
-    of work, while the host goes on."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 @cache

@@ -3,7 +3,8 @@
 Decided here: only matrix products count, two operations per multiply-add, with attention scores in
 full. `torch.utils.flop_counter` counts in the same way, and the tests compare the two. The count
 ignores that a fused attention kernel skips the causal half or computes scores again in the backward
-pass. All values are per image. Tuples go from level 0 down, with the pixel network last.
+pass, and that a GPU computes the logits of the pixels again there. All values are per image. Tuples
+go from level 0 down, with the pixel network last.
 """
 
 from __future__ import annotations

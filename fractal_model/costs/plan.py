@@ -17,7 +17,12 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET_SIDES, digits_split_sizes
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
-from fractal_model.config.training import CHECKPOINTING, LARGEST_NUMBER, MOST_WORKERS
+from fractal_model.config.training import (
+    CHECKPOINTING,
+    LARGEST_NUMBER,
+    MOST_WORKERS,
+    Checkpointing,
+)
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import (
     executed_training_flops,
@@ -89,7 +94,8 @@ class Plan(StrictModel):
     """Number of images that a GPU computes at a time in training."""
     steps: int
     precision: Literal["float32", "bfloat16"]
-    activation_checkpointing: bool
+    activation_checkpointing: tuple[Checkpointing, ...]
+    """The recipe's choice for each level and the pixel network."""
     utilisation: float
     sampling_utilisation: float
     parts: tuple[PartCost, ...]
@@ -158,7 +164,6 @@ def plan(
         for choice in CHECKPOINTING
     )
     plain = sum(p.training_flops for p in parts)
-    checkpointed = recipe.checkpointing_by_level(len(parts) - 1)
     executed = sum(executed_training_flops(size.model, recipe))
     training_images = remaining_images(splits["train"], recipe.holdout)
     images = recipe.epochs * training_images
@@ -177,7 +182,7 @@ def plan(
         images_per_gpu=at_a_time,
         steps=steps,
         precision=recipe.precision,
-        activation_checkpointing=any(checkpointed),
+        activation_checkpointing=recipe.checkpointing_by_level(len(parts) - 1),
         utilisation=utilisation,
         sampling_utilisation=sampling_utilisation,
         parts=parts,

@@ -1,12 +1,13 @@
-"""Memory of a training step on one GPU, in bytes.
+"""Memory of a training step on one GPU, or of a worker on a CPU, in bytes.
 
 Decided here: activations are the tensors that autograd keeps for the backward pass. Fused attention
 keeps queries, keys, values, output and one float32 per row and head, but no scores. The kernels of
 short sequences do not keep that float32, so the estimate for them is a little too high. With
 `precision: bfloat16` (autocast), weights, residual stream and norms are float32; inputs of matrix
 products, attention and the feed-forward network are bfloat16. Dropout keeps one byte per element,
-as on a GPU, except in attention, where it keeps nothing. RMSNorm keeps its normalised values. The
-number of rows is that of `shapes.peak_shares`.
+as on a GPU, except in attention, where it keeps nothing. RMSNorm keeps its normalised values. A GPU
+computes the logits of the pixels in parts and keeps none of them. The number of rows is that of
+`shapes.peak_shares`.
 
 Not counted: the CUDA context and the kernels (about 1 GB), fragmentation of the allocator, and
 temporary tensors except the logits.
@@ -27,6 +28,7 @@ from fractal_model.costs.shapes import (
     rows_per_image,
     transformers,
 )
+from fractal_model.model.kernels.cross_entropy import MOST_ROWS
 from fractal_model.model.patches import CHANNEL_VALUES
 
 BFLOAT16, FLOAT32, INT64 = 2, 4, 8
@@ -40,6 +42,9 @@ class Kept:
     """Bytes kept for one transformer block, its input included."""
     products: float
     """Bytes kept for one block's input and the results of its products and attention."""
+    spare: float
+    """The part of `products` that one block alone would not keep: the results of its projection and
+    of its last product."""
     block_input: float
     """Bytes kept for one block's input alone."""
     blocks: int
@@ -47,11 +52,16 @@ class Kept:
     rest: float
     """Bytes kept for everything outside the blocks."""
 
-    def each(self, checkpointing: Checkpointing) -> float:
+    def kept_per_block(self, checkpointing: Checkpointing) -> float:
         """Bytes kept for one block at the end of the forward pass."""
         if checkpointing == "selective":
             return self.products
         return self.block_input if checkpointing else self.block
+
+    def recomputed(self, checkpointing: Checkpointing) -> float:
+        """Bytes that the backward pass adds when it computes one block again."""
+        kept = self.kept_per_block(checkpointing)
+        return self.block - (kept - self.spare if checkpointing == "selective" else kept)
 
 
 class Activations(StrictModel):
@@ -79,7 +89,7 @@ class TrainingMemory(StrictModel):
     """Copies of the weight matrices in bfloat16, which autocast keeps during the forward pass."""
     activations: Activations
     logits: float
-    """Temporary tensors: the pixel network's logits and their gradient."""
+    """Temporary tensors: the pixel network's logits and their gradient, on a GPU of one part."""
 
     @property
     def total(self) -> float:
@@ -100,10 +110,12 @@ def training_memory(
     activation_checkpointing: Checkpointing,
     optimizer: OptimizerName,
     mask_ratio: MaskRatio,
+    on_gpu: bool = True,
 ) -> TrainingMemory:
     """Return the memory of each GPU, in bytes, in a training step with `images` images per GPU.
     `parameters` counts all parameters, `weights` those in matrices of linear layers, `averages` the
-    moving averages of the weights."""
+    moving averages of the weights. Without `on_gpu` it is that of a worker on a CPU, which keeps
+    all logits of the pixels."""
     shares = peak_shares(model, mask_ratio, images)
     pixels = rows_per_image(model, shares)[-1] * images
     return TrainingMemory(
@@ -119,8 +131,9 @@ def training_memory(
             precision=precision,
             activation_checkpointing=activation_checkpointing,
             shares=shares,
+            on_gpu=on_gpu,
         ),
-        logits=2 * _logits(pixels),
+        logits=2 * _logits(min(pixels, MOST_ROWS) / PIXEL_POSITIONS if on_gpu else pixels),
     )
 
 
@@ -138,9 +151,11 @@ def activations(
     precision: str,
     activation_checkpointing: Checkpointing,
     shares: tuple[float, ...],
+    on_gpu: bool = True,
 ) -> Activations:
     """Estimate the activations of a training step with `images` images. `shares` has, for each
-    level, the share of its sub-patches that is passed to the level below."""
+    level, the share of its sub-patches that is passed to the level below. Without `on_gpu` those of
+    a step on a CPU."""
     # Bytes per element of the tensors that autocast stores as bfloat16.
     itemsize = BFLOAT16 if precision == "bfloat16" else FLOAT32
     rows = [images * r for r in rows_per_image(model, shares)]
@@ -150,9 +165,13 @@ def activations(
         parts += _level(level, count, below, conditions, passed_down, itemsize)
         conditions = passed_down
     parts.append(_pixel_network(model.pixel, rows[-1], conditions, itemsize))
+    kept = sum(p.blocks * p.kept_per_block(activation_checkpointing) + p.rest for p in parts)
+    if not on_gpu:
+        guides = (n for n, level in zip(rows, model.levels, strict=False) if level.guiding_pixel)
+        kept += sum(map(_logits, (rows[-1], *guides)))
     return Activations(
-        kept=sum(p.blocks * p.each(activation_checkpointing) + p.rest for p in parts),
-        recomputed=max(p.block - p.each(activation_checkpointing) for p in parts),
+        kept=kept,
+        recomputed=max(p.recomputed(activation_checkpointing) for p in parts),
     )
 
 
@@ -185,10 +204,11 @@ def _level(
 
 
 def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -> Kept:
-    """Bytes kept for a pixel network, the last norm's output and the log-probabilities included."""
+    """Bytes kept for a pixel network, the last norm's output and the targets included, without the
+    log-probabilities."""
     output = PIXEL_POSITIONS * pixel.width * FLOAT32
     values = PIXEL_POSITIONS * INT64
-    rest = rows * (_condition(pixel, above, itemsize) + output + values) + _logits(rows)
+    rest = rows * (_condition(pixel, above, itemsize) + output + values)
     return _transformer(Transformer.of(pixel), rows, PIXEL_POSITIONS, rest, itemsize)
 
 
@@ -201,6 +221,7 @@ def _transformer(stack: Transformer, rows: float, length: int, rest: float, item
     return Kept(
         block=count * _block(stack, itemsize),
         products=count * (stream + _products(stack, itemsize)),
+        spare=count * 2 * stack.width * itemsize,
         block_input=count * stream,
         blocks=stack.blocks,
         rest=rest + count * norms,
@@ -228,7 +249,8 @@ def _block(stack: Transformer, itemsize: int) -> float:
 
 
 def _products(stack: Transformer, itemsize: int) -> float:
-    """Bytes per position of the results of a block's products and attention."""
+    """Bytes per position of the results of a block's products and attention. A GPU keeps those of
+    attention only if it has no dropout."""
     outputs = 6 * stack.width + (1 + stack.gated) * stack.hidden
     return outputs * itemsize + FLOAT32 * stack.heads
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fractal_model.common.devices import compute_device
 from fractal_model.common.fingerprint import fingerprint
-from fractal_model.common.memory import compute_device
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.params import Params
 from fractal_model.config.sampling import SamplingConfig

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from fractal_model.common.memory import compute_device
+from fractal_model.common.devices import compute_device
 from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 

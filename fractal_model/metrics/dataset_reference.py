@@ -1,9 +1,9 @@
 """The reference file of a data set, made from the data set's images or registered statistics."""
 
 from fractal_model.common.console import progress_bar
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256
-from fractal_model.common.memory import compute_device
 from fractal_model.config.params import Params
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.sources.registered import read_registered, statistics_file

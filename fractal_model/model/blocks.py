@@ -8,7 +8,7 @@ feed-forward part, H heads, d elements of a head.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -29,21 +29,23 @@ from fractal_model.model.kernels.linear import Linear
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
 """The hidden width of SwiGLU is rounded up to a multiple of this, as in LLaMA."""
-_PRODUCTS = frozenset(
-    (
-        "aten::mm",
-        "aten::addmm",
-        "aten::bmm",
-        "aten::baddbmm",
-        "aten::_scaled_dot_product_flash_attention",
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_efficient_attention",
-        "aten::_scaled_dot_product_cudnn_attention",
-        "fractal::short_attention",
-        "mkldnn::_linear_pointwise",
-    )
+PRODUCTS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "fractal::short_attention",
+    "mkldnn::_linear_pointwise",
 )
-"""Operations whose results are kept by selective checkpointing: matrix products and attention."""
+"""Operations whose results selective checkpointing keeps."""
+GPU_ATTENTION = (
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+)
+"""Fused attention of a GPU, whose results are kept too if it has no dropout. With dropout it draws
+random numbers itself. If it were not computed again, all dropout after it would draw others."""
 _RECOMPILE_LIMIT = 64
 """Largest number of variants of a block that a process compiles. Each combination of width, heads,
 length, mode and gradients is a variant. torch's own limit of 8 is close: training a model of three
@@ -101,9 +103,8 @@ class Block(nn.Module):
     ) -> Tensor:
         if self.recompute == "selective" and torch.is_grad_enabled():
             # Within the block, so that code compiled from it keeps and computes again the same.
-            return checkpoint(
-                self._run, x_BSD, rotary, cache, use_reentrant=False, context_fn=_keep_products
-            )
+            keep = _keep_products if self.attention.weight_dropout else _keep_products_and_attention
+            return checkpoint(self._run, x_BSD, rotary, cache, use_reentrant=False, context_fn=keep)
         return self._run(x_BSD, rotary, cache)
 
     def _run(self, x_BSD: Tensor, rotary: Tensor | None, cache: Cache | None) -> Tensor:
@@ -206,14 +207,21 @@ def checkpoint_activations(model: nn.Module, recompute: Checkpointing = True) ->
             module.recompute = recompute
 
 
-def _choose_kept(
-    context: SelectiveCheckpointContext, operation: OpOverload, *_: object, **__: object
-) -> CheckpointPolicy:
-    is_product = operation.name() in _PRODUCTS
-    return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+def _keep_if(names: frozenset[str]) -> Callable[..., CheckpointPolicy]:
+    def choose(
+        context: SelectiveCheckpointContext, operation: OpOverload, *_: object, **__: object
+    ) -> CheckpointPolicy:
+        is_kept = operation.name() in names
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return choose
 
 
-_keep_products = partial(create_selective_checkpoint_contexts, _choose_kept)
+# torch compiles blocks only with a `partial` of its own function.
+_keep_products = partial(create_selective_checkpoint_contexts, _keep_if(frozenset(PRODUCTS)))
+_keep_products_and_attention = partial(
+    create_selective_checkpoint_contexts, _keep_if(frozenset(PRODUCTS + GPU_ATTENTION))
+)
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fractal_model.common.devices import copy_to
 from fractal_model.common.errors import FractalError
-from fractal_model.common.memory import send
 from fractal_model.config.model import MAX_CONDITIONS, ModelConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
@@ -174,11 +174,12 @@ class FractalModel(PretrainedModule):
     ) -> Pass:
         """Return the negative log-probability of each predicted value, given the true values known
         before it (paper, section 4). `images` are (B, 3, S, S) uint8, `labels` (B,) classes or
-        NO_CLASS. `masks` chooses the sub-patches that MAR levels predict, `guides` prepares guiding
-        pixels, `context` changes the sub-patches that levels read. Each level reads R patches (R,
-        3, P, P) with conditions (R, n, C), and gives conditions (N, n, D) to the N sub-patches (N,
-        3, p, p) that it predicts. These are the next level's patches, down to the pixels.
-        FractalError: images or labels do not fit the model."""
+        NO_CLASS; labels on the CPU are checked without waiting for a GPU. `masks` chooses the
+        sub-patches that MAR levels predict, `guides` prepares guiding pixels, `context` changes the
+        sub-patches that levels read. Each level reads R patches (R, 3, P, P) with conditions (R, n,
+        C), and gives conditions (N, n, D) to the N sub-patches (N, 3, p, p) that it predicts. These
+        are the next level's patches, down to the pixels. FractalError: images or labels do not fit
+        the model."""
         self._require_size(images)
         patches, conditions = images, self.root(labels)
         rows = Rows.whole_images(len(images), images.device)
@@ -220,7 +221,7 @@ class FractalModel(PretrainedModule):
                 f"the classes are {int(labels.min())} … {int(labels.max())}, expected "
                 f"0 … {highest}, or {NO_CLASS} for an image without a class"
             )
-        labels = send(labels, self.device)
+        labels = copy_to(self.device, labels)
         embedded = self.class_embedding(labels.clamp(min=0))
         embedded = torch.where((labels == NO_CLASS)[:, None], self.null_embedding, embedded)
         return Conditions(embedded[:, None].expand(-1, MAX_CONDITIONS, -1))
@@ -232,7 +233,7 @@ class FractalModel(PretrainedModule):
         if isinstance(self.levels[i], MARLevel):
             mask = masks(i, rows)
             chosen = (mask, *mask.nonzero(as_tuple=True), mask.sum(1))
-            return _Predicted(*(send(tensor, self.device) for tensor in chosen))
+            return _Predicted(*(copy_to(self.device, tensor) for tensor in chosen))
         row = torch.arange(count, device=self.device).repeat_interleave(tokens)
         token = torch.arange(tokens, device=self.device).repeat(count)
         return _Predicted(None, row, token, torch.full_like(rows.image, tokens))

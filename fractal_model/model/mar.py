@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fractal_model.common.memory import send
+from fractal_model.common.devices import copy_to
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
@@ -22,9 +22,7 @@ GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
 """Published width, blocks and heads of the pixel network that predicts guiding pixels."""
 _OFFSETS = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 """Rows and columns from a sub-patch to itself and to its top, right, bottom and left neighbours."""
-
-
-Places = tuple[Tensor, ...]
+Selected = tuple[Tensor, ...]
 """Row and number of each of N sub-patches, two tensors (N,) int64."""
 
 
@@ -71,7 +69,7 @@ class MARLevel(nn.Module):
         conditions: Conditions,
         *,
         guides: Tensor | None = None,
-        selected: Places | None = None,
+        selected: Selected | None = None,
         count: int = MAX_CONDITIONS,
     ) -> Conditions:
         """Return the first `count` conditions of each selected sub-patch, (N, count, D). `tokens`
@@ -112,7 +110,7 @@ class MARLevel(nn.Module):
         return prefix
 
 
-def with_neighbours(x_RTD: Tensor, selected: Places, count: int = MAX_CONDITIONS) -> Conditions:
+def with_neighbours(x_RTD: Tensor, selected: Selected, count: int = MAX_CONDITIONS) -> Conditions:
     """Return the first `count` conditions (N, count, D) of the `selected` sub-patches: the outputs
     `x_RTD` at the sub-patch itself, then at its top, right, bottom and left neighbours. A neighbour
     outside the grid counts as zeros."""
@@ -126,7 +124,7 @@ def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]
     of side `grid`. The first holds the numbers of the sub-patch itself and of its top, right,
     bottom and left neighbours, cut to the first `count`. The second is True where the neighbour
     lies inside the grid. Where it lies outside, its number is that of the nearest sub-patch."""
-    offsets = send(torch.tensor(_OFFSETS[:count]), token.device)
+    offsets = copy_to(token.device, torch.tensor(_OFFSETS[:count]))
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]
     inside = (down >= 0) & (down < grid) & (right >= 0) & (right < grid)

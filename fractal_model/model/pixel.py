@@ -57,7 +57,9 @@ class PixelNetwork(nn.Module):
         hidden = self._hidden(conditions_NC, values_N3)[:count]
         with torch.autocast(hidden.device.type, enabled=False):
             channels = [
-                linear_cross_entropy(hidden[:, c].float(), *self._map(c), values_N3[:count, c])
+                linear_cross_entropy(
+                    hidden[:, c].float(), *self._logit_weights(c), values_N3[:count, c]
+                )
                 for c in range(CHANNELS)
             ]
         return torch.stack(channels, dim=1)
@@ -90,8 +92,8 @@ class PixelNetwork(nn.Module):
 
     def _logits(self, hidden_NW: Tensor, channel: int) -> Tensor:
         with torch.autocast(hidden_NW.device.type, enabled=False):
-            return linear(hidden_NW.float(), *self._map(channel))
+            return linear(hidden_NW.float(), *self._logit_weights(channel))
 
-    def _map(self, channel: int) -> tuple[Tensor, Tensor]:
+    def _logit_weights(self, channel: int) -> tuple[Tensor, Tensor]:
         """Return weight (V, W) and bias (V,) of the logits of `channel`."""
         return self.codebooks[channel].weight, self.biases[channel][0]

@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError
-from fractal_model.common.memory import available_memory, compute_device, peak_memory
+from fractal_model.common.memory import available_memory, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
 """Number of images in the first part: few, because the memory for an image is not known yet. Then

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError
 from fractal_model.common.extras import explain_missing_extras
-from fractal_model.common.memory import compute_device
 from fractal_model.common.plurals import count_of
 from fractal_model.common.safe_text import shorten
 from fractal_model.config.sampling import SamplingConfig

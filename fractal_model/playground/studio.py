@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError
-from fractal_model.common.memory import compute_device
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation.image_likelihood import image_pixel_bits
 from fractal_model.generation.request import (

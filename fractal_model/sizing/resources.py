@@ -123,6 +123,7 @@ def _fit_memory(plan: Plan, share: int, workers: int, averages: int) -> _Fit | N
                 activation_checkpointing=checkpointing,
                 optimizer=plan.optimizer,
                 mask_ratio=plan.mask_ratio,
+                on_gpu=machine.gpus > 0,
             ).total
             if needed < room:
                 return _Fit(images, checkpointing, needed / 1e9)

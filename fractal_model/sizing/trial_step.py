@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError
-from fractal_model.common.memory import compute_device
 from fractal_model.common.plurals import count_of
 from fractal_model.config.params import Size
 from fractal_model.data.loader import Batch

@@ -17,9 +17,9 @@ import numpy as np
 
 from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fractal_model.checkpoints.storage import is_complete
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError
 from fractal_model.common.fingerprint import fingerprint
-from fractal_model.common.memory import compute_device
 from fractal_model.config.ddo import DDOConfig
 from fractal_model.config.params import Size
 from fractal_model.data.manifest import Manifest

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fractal_model.common.memory import send
+from fractal_model.common.devices import copy_to
 from fractal_model.config.mask_ratio import MaskRatio, lower_bound
 from fractal_model.model.fractal import ContextSource, MaskSource, Rows
 from fractal_model.model.likelihood import draw_counts
@@ -58,7 +58,7 @@ def noisy_context(probability: float, generator: torch.Generator) -> ContextSour
         is_replaced = torch.rand(count, tokens, generator=generator) < probability
         steps = torch.randint(1, count, (count, tokens), generator=generator)
         row = torch.arange(count)[:, None]
-        source = send(torch.where(is_replaced, (row + steps) % count, row), device)
+        source = copy_to(device, torch.where(is_replaced, (row + steps) % count, row))
         return sub_patches[source, torch.arange(tokens, device=device)]
 
     return replace
@@ -69,5 +69,5 @@ def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, 
     in 0 … 255, and the colours that the level reads, float (R, 3). These are the mean colours
     `means`, unchanged. As published, a target is the mean plus a little noise, rounded, so a mean
     halfway between two values goes up or down at random."""
-    noise = send(torch.randn(means.shape, generator=generator), means.device) * GUIDE_NOISE_SD
+    noise = copy_to(means.device, torch.randn(means.shape, generator=generator)) * GUIDE_NOISE_SD
     return (means + noise).round().clamp(0, 255).long(), means

@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fractal_model.checkpoints.checkpoint import Checkpoint
 from fractal_model.common.compiler import prepare_compiler
+from fractal_model.common.devices import copy_to
 from fractal_model.common.errors import FractalError
-from fractal_model.common.memory import keep_freed_memory, send
+from fractal_model.common.memory import keep_freed_memory
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.data.loader import Batch
@@ -77,9 +78,10 @@ class _Unconfirmed:
     """A step of which the host does not know yet whether its loss and gradient are finite."""
 
     report: StepReport
-    batch: Batch
-    step: int
+    indices: Tensor
+    """Images of this rank, as indices in the split."""
     position: int
+    """Position before the step."""
     local_loss: Tensor
     """Loss of this rank's images, a scalar."""
     is_finite: Tensor
@@ -159,19 +161,19 @@ class Trainer:
         self.averages.load(checkpoint.averages, is_first=self.steps == skipped)
 
     def step(self, batch: Batch) -> StepReport:
-        """Train on one batch; `batch` is this rank's share of it. NotFiniteError: see
-        `start_step`."""
+        """Train on one batch; `batch` is this rank's share of it. No step may be unfinished.
+        NotFiniteError: see `finish_step`."""
+        assert self._unconfirmed is None
         self.start_step(batch)
         report = self.finish_step()
         assert report is not None
         return report
 
     def start_step(self, batch: Batch) -> StepReport | None:
-        """Train on one batch without waiting for a GPU to finish it; `batch` is this rank's share
-        of it. Return the report of the step started before, None if it is finished already.
-        NotFiniteError, on all ranks: the loss or gradient of the step started before is not finite
-        on some rank. Both steps then change nothing, and the position is that of the earlier
-        one."""
+        """Train on one batch; `batch` is this rank's share of it. With AdamW the host does not wait
+        for a GPU to finish, with Muon it does. Return the report of the step started before, None
+        if it is finished already. NotFiniteError: see `finish_step`; it is about the step started
+        before, and the new one changes nothing either."""
         rate = self._set_learning_rate()
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
         torch.manual_seed(seed)  # Dropout draws from the global generator.
@@ -185,7 +187,7 @@ class Trainer:
         is_finite = (norm + loss).isfinite()  # All ranks have the same norm and loss.
         report = StepReport(loss, norm, rate)
         self._unconfirmed = _Unconfirmed(
-            report, batch, self.steps, self.position, local_loss, is_finite
+            report, batch.indices, self.position, local_loss, is_finite
         )
         update_if(is_finite, self.optimizer)
         self.position += self.recipe.batch_size
@@ -193,13 +195,14 @@ class Trainer:
 
     def finish_step(self) -> StepReport | None:
         """Wait for the step started last and return its report, None if it is finished already.
-        NotFiniteError: see `start_step`."""
+        NotFiniteError, on all ranks: its loss or gradient is not finite on some rank. It has
+        changed nothing, and the position is the one before it."""
         step, self._unconfirmed = self._unconfirmed, None
         if step is None:
             return None
         if not bool(step.is_finite):
             self.position = step.position
-            raise NotFiniteError(step.step, step.position, _find_bad_images(step))
+            raise NotFiniteError(self.steps, step.position, _find_bad_images(step))
         self.averages.update()
         return step.report
 
@@ -231,7 +234,7 @@ class Trainer:
                 with torch.autocast(
                     self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
                 ):
-                    loss = self._loss(send(part, self._device), classes, generator)
+                    loss = self._loss(copy_to(self._device, part), classes, generator)
                 loss = loss * (len(part) * share)  # DDP averages gradients over ranks.
                 loss.backward()
             total += loss.detach()
@@ -257,7 +260,7 @@ class Trainer:
 def _find_bad_images(step: _Unconfirmed) -> list[int]:
     """Return the images that may be the cause, as indices in the split: the images of the ranks
     whose loss is not finite, or the whole batch if only the gradient is not finite."""
-    shares = gather_from_ranks((step.batch.indices.tolist(), bool(step.local_loss.isfinite())))
+    shares = gather_from_ranks((step.indices.tolist(), bool(step.local_loss.isfinite())))
     bad_shares = [images for images, is_finite in shares if not is_finite]
     return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
 

@@ -21,7 +21,7 @@ import typer
 from rich.table import Table
 
 from fractal_model.common.console import console, errors_on_one_line, progress_bar
-from fractal_model.common.memory import compute_device
+from fractal_model.common.devices import compute_device
 from fractal_model.config.params import DEFAULT_FILE, Size, load_params
 from fractal_model.data.loader import Batch
 from fractal_model.training.trainer import Trainer

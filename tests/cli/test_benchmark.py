@@ -91,6 +91,7 @@ def test_activation_checkpointing_computes_more():
     arguments = ("train", *TINY, "--generators", "ar,ar")
     plain = run(*arguments)["gflop_per_image"]
     assert run(*arguments, "--activation-checkpointing")["gflop_per_image"] > plain
+    assert run(*arguments, "--selective-checkpointing")["gflop_per_image"] == plain
 
 
 @pytest.mark.parametrize(("asked", "compiles"), [("--compile", True), ("--no-compile", False)])

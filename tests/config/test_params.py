@@ -68,6 +68,14 @@ MISTAKES = [
         _set("training", "digits", "activation_checkpointing", value=[True, False]),
         ["length 2", "3 values, one for each level"],
     ),
+    (
+        _set("training", "digits", "activation_checkpointing", value="everything"),
+        ["activation_checkpointing", "'everything'", "selective"],
+    ),
+    (
+        _set("training", "digits", "activation_checkpointing", value=[True, "some", False]),
+        ["activation_checkpointing", "'some'", "selective"],
+    ),
     (_set("training", "digits", "resources_per_worker", value={"CPU": 0}), ["per_worker.CPU"]),
     (_set("training", "digits", "non_finite", value="ignore"), ["non_finite", "'skip'"]),
     (_set("training", "digits", "epochs", value=0), ["training.digits.epochs", "0"]),

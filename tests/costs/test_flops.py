@@ -55,9 +55,6 @@ class KnownMasks(TorchDispatchMode):
             return True
         if func is torch.ops.aten.nonzero.default:
             return args[0].new_empty((self._count(args[0]), 2), dtype=torch.long)
-        if func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
-            (mask,) = args[1]
-            return args[0].new_empty((self._count(mask), *args[0].shape[mask.ndim :]))
         return func(*args, **(kwargs or {}))
 
 

@@ -113,7 +113,8 @@ def test_time_falls_with_gpus_and_utilisation():
 def test_the_recipe_fits_only_with_activation_checkpointing():
     costs = plan_for("mar-l")
     available = costs.gpu.memory_gb * 1e9
-    assert costs.memory_checkpointed.total < available < costs.memory.total
+    assert costs.memory_checkpointed.total < available < costs.memory_selective.total
+    assert costs.memory_selective.total < costs.memory.total
 
 
 def test_digits_has_its_own_number_of_images_and_float32_peak():

@@ -21,7 +21,7 @@ def _worker_with_slow_uploads(seconds: float, file: Path):
     first upload writes the position of its end to `file`."""
 
     def worker(config):
-        copy, step, at = Upload.__call__, Trainer.step, {"position": 0}
+        copy, start_step, at = Upload.__call__, Trainer.start_step, {"position": 0}
 
         def upload_slowly(upload, checkpoint, name):
             deadline = time.monotonic() + seconds
@@ -31,11 +31,11 @@ def _worker_with_slow_uploads(seconds: float, file: Path):
                 file.write_text(str(at["position"]))
             return copy(upload, checkpoint, name)
 
-        def step_and_count(trainer, batch):
+        def start_and_count(trainer, batch):
             at["position"] = trainer.position
-            return step(trainer, batch)
+            return start_step(trainer, batch)
 
-        Upload.__call__, Trainer.step = upload_slowly, step_and_count
+        Upload.__call__, Trainer.start_step = upload_slowly, start_and_count
         train_worker(config)
 
     return worker

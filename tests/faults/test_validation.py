@@ -243,15 +243,15 @@ def test_a_killed_worker_repeats_no_point(new_run, undisturbed):
 @pytest.mark.faults
 def test_a_run_that_is_started_again_has_the_same_points(new_run, undisturbed):
     def stop_once(config):
-        original = Trainer.step
+        original = Trainer.start_step
 
-        def step(trainer, batch):
+        def start_step(trainer, batch):
             if trainer.position == 3 * IMAGES + IMAGES // 2:
                 ray.train.report(Stopped(stopped="for the test").model_dump())
                 raise SystemExit
             return original(trainer, batch)
 
-        Trainer.step = step
+        Trainer.start_step = start_step
         with suppress(SystemExit):
             train_worker(config)
 

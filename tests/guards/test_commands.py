@@ -12,12 +12,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from fractal_model.cli.app import COMMANDS, load_command
 from tests.support import REPOSITORY
-from tests.support.documents import DOCUMENTS, FENCE, SPAN
+from tests.support.documents import DOCUMENTS, FENCE, NOTEBOOKS, SPAN, read_document
 
 Command = TyperCommand | TyperGroup
 OPTION = re.compile(r"--[a-z][\w-]*")
 ROOT_OPTIONS = {"X", "--help", "--install-completion"}
 """What may follow `fractal` beside a command; documents name any command X."""
+READ = DOCUMENTS + NOTEBOOKS
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 OPTIONS_OF_OTHER_PROGRAMS = {"--all", "--watch"}
 """Prefect's, where a document speaks of them without the command."""
@@ -112,9 +113,9 @@ def test_a_mistyped_command_is_recognised(text, expected):
     assert [mistake for words in named_commands(text) for mistake in mistakes(words)] == expected
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("document", READ, ids=lambda d: str(d.relative_to(REPOSITORY)))
 def test_commands_of_documents_exist(document):
-    commands = list(named_commands(document.read_text()))
+    commands = list(named_commands(read_document(document)))
     assert [(words, wrong) for words in commands if (wrong := mistakes(words))] == []
 
 
@@ -123,9 +124,9 @@ def every_option(command: Command) -> set[str]:
     return options_of(command).union(*map(every_option, inner))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("document", READ, ids=lambda d: str(d.relative_to(REPOSITORY)))
 def test_options_that_documents_name_alone_exist(document):
-    spans = [span.split() for span in SPAN.findall(FENCE.sub("", document.read_text()))]
+    spans = [span.split() for span in SPAN.findall(FENCE.sub("", read_document(document)))]
     named = {words[0] for words in spans if words and OPTION.fullmatch(words[0])}
     known = set().union(*(every_option(load_command(name)) for name in COMMANDS))
     assert named - known - OPTIONS_OF_OTHER_PROGRAMS <= options_of_flow("flows.train")

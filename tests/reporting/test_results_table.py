@@ -14,6 +14,7 @@ from fractal_model.metrics.reference import OWN_IMAGES
 from fractal_model.reporting import results_formats
 from fractal_model.reporting.published_results import PUBLISHED, published_optimum
 from fractal_model.reporting.results_table import Row, results_table, rows_of_dataset
+from tests.support import REPOSITORY
 from tests.support.evaluated_rows import DIGITS, SAMPLING, VALUES, imagenet, protocol
 
 
@@ -173,3 +174,24 @@ def test_a_value_is_rounded_to_two_digits_of_its_error():
     values = {"kid": 0.008107, "kid_stderr": 0.0, "fid": 35.46}
     text = results_formats.markdown(results_table([Row("digits", "m", values, protocol(), "r")]))
     assert "0.008107 |" in text and "35.46 |" in text and "±" not in text.split("## imagenet")[0]
+
+
+def test_the_published_numbers_in_the_documentation_are_those_of_the_table():
+    text = (REPOSITORY / "docs" / "published-models.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `") and "ImageNet" in line]
+    shown = {cells[0]: cells[2:] for row in rows if (cells := row[1:-1].split("|"))}
+    shown = {name.strip(" `"): [cell.strip() for cell in cells] for name, cells in shown.items()}
+    for published in (row for row in PUBLISHED if row.size is not None):
+        values = published.values
+        fid, score = (values.get(name) for name in ("fid", "inception_score"))
+        pair = [values[name] for name in ("precision", "recall") if name in values]
+        assert shown.pop(published.size) == [
+            "" if fid is None else f"{fid:.2f}",
+            "" if score is None else f"{score:.1f}",
+            ", ".join(f"{value:.2f}" for value in pair),
+            f"{values['nll_bits_per_dim']:.2f}" if "nll_bits_per_dim" in values else "",
+            "" if published.guidance is None else f"{published.guidance:g}",
+            "" if published.logit_scale is None else f"{published.logit_scale:g}",
+            ", ".join(map(str, published.iterations)),
+        ]
+    assert not shown

@@ -13,9 +13,9 @@ def recording_worker(folder: Path):
     """A training worker whose ranks write the images of each step to a file of `folder`."""
 
     def worker(config):
-        original = Trainer.step
+        original = Trainer.start_step
 
-        def step(trainer, batch):
+        def start_step(trainer, batch):
             position = trainer.position
             report = original(trainer, batch)
             numbers = " ".join(map(str, batch.indices.tolist()))
@@ -23,7 +23,7 @@ def recording_worker(folder: Path):
                 file.write(f"{trainer._world_size} {trainer._rank} {numbers}\n")
             return report
 
-        Trainer.step = step
+        Trainer.start_step = start_step
         train_worker(config)
 
     return worker

@@ -13,6 +13,7 @@ from fractal_model.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from fractal_model.common.errors import FractalError
+from fractal_model.model.blocks import GPU_ATTENTION, PRODUCTS
 from fractal_model.training.trainer import NotFiniteError, Trainer, step_seed
 from tests.support import random_images, tiny_config
 from tests.support.recipes import BATCH, RECIPE, trainer, weights
@@ -243,6 +244,12 @@ def test_a_skipped_batch_moves_the_position():
     trained.skip_batch()
     assert trained.position == 8 and trained.steps == 1
     assert all(a.equal(b) for a, b in zip(weights(trained), before, strict=True))
+
+
+def test_the_operations_that_selective_checkpointing_names_exist():
+    for name in (*PRODUCTS, *GPU_ATTENTION):
+        space, operation = name.split("::")
+        assert space == "fractal" or hasattr(getattr(torch.ops, space), operation), name
 
 
 @pytest.mark.slow

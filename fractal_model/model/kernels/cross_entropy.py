@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from fractal_model.model.kernels.linear import linear
 
-_MOST_ROWS = 2**16
+MOST_ROWS = 2**16
 """Largest number of rows whose logits are in memory at once; with 256 values they take 64 MB."""
 
 
@@ -27,11 +27,11 @@ def linear_cross_entropy(
     """Return the negative log-probability of each row's target, (N,) float32, under the softmax of
     x · weightᵀ + bias. All inputs are float32, but the targets int64."""
     if x_NW.device.type == "cuda":
-        return in_parts(x_NW, weight_VW, bias_V, targets_N, _MOST_ROWS)
+        return cross_entropy_in_parts(x_NW, weight_VW, bias_V, targets_N, MOST_ROWS)
     return F.cross_entropy(linear(x_NW, weight_VW, bias_V), targets_N, reduction="none")
 
 
-def in_parts(
+def cross_entropy_in_parts(
     x_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, targets_N: Tensor, rows: int
 ) -> Tensor:
     """Return what `linear_cross_entropy` returns, computed for at most `rows` rows at a time."""

@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.memory import compute_device
 from fractal_model.config.model import ModelConfig
 from fractal_model.model.blocks import Block
 from fractal_model.model.fractal import FractalModel

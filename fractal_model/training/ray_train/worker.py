@@ -153,6 +153,7 @@ class _Worker:
                 trainer.skip_batch()
             else:
                 self._count(trainer.start_step(batch))
+                self._validation.count_step()
             is_last = trainer.position >= trainer.end_position
             is_log_step = trainer.steps % recipe.log_every_steps == 0
             is_due = trainer.steps % self._steps_per_checkpoint == 0
@@ -178,7 +179,6 @@ class _Worker:
         """Add a finished step, if there is one, to what is reported."""
         if finished is not None:
             self._meter.add_step(finished)
-            self._validation.count_step()
 
     def _steps_of(self, epochs: int) -> int:
         return self._job.recipe.steps(epochs, len(self._split))

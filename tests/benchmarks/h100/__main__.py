@@ -21,9 +21,9 @@ import torch
 import typer
 
 from fractal_model.common.console import errors_on_one_line, say
+from fractal_model.common.devices import compute_device
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file
-from fractal_model.common.memory import compute_device
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from tests.benchmarks.h100.rows import LONGEST, Result, Row, TooLong, all_rows, time_limit
 
