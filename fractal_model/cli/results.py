@@ -42,7 +42,8 @@ def results(
     if output is not None:
         require_writable_file(output)
     store.connect(params.load().paths.outputs)
-    frame = results_table(evaluations())
+    rows = evaluations()
+    frame = results_table(rows)
     if dataset is not None:
         frame = rows_of_dataset(frame, dataset)
     if output is not None:
@@ -53,6 +54,10 @@ def results(
         from fractal_model.cli.fitted_tables import terminal_tables
 
         show(*terminal_tables(frame))
+        if not rows:
+            say(
+                "these are published numbers; no model is evaluated yet: `fractal evaluate` adds it"
+            )
     else:
         print(_text(frame, format), end="")
     return json.loads(_text(frame, "json"))

@@ -12,7 +12,7 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
 from fractal_model.reporting.results_table import Row
 from fractal_model.tracking.registry import NamedVersion, model_name, version_tags
-from fractal_model.tracking.store import EXPERIMENT_PREFIX, find_run, find_runs, tracking_uri
+from fractal_model.tracking.store import EXPERIMENT_PREFIX, find_run, find_runs
 from fractal_model.tracking.tags import (
     EVALUATION_TAG,
     KIND_TAG,
@@ -24,7 +24,7 @@ from fractal_model.tracking.tags import (
 
 def evaluations() -> list[Row]:
     """Return the newest finished evaluation of each combination of data set, size, version and
-    protocol, the newest first. FractalError: the store has no finished evaluation."""
+    protocol, the newest first."""
     experiments = mlflow.search_experiments(filter_string=f"name LIKE '{EXPERIMENT_PREFIX}%'")
     datasets = {e.experiment_id: e.name.removeprefix(EXPERIMENT_PREFIX) for e in experiments}
     newest: dict[tuple[str, ...], Run] = {}
@@ -36,11 +36,6 @@ def evaluations() -> list[Row]:
         key = (dataset, tags.get(SIZE_TAG, ""), version, model, tags.get(PROTOCOL_TAG, ""))
         if run.info.status == "FINISHED":
             newest.setdefault(key, run)
-    if not newest:
-        raise FractalError(
-            f"the MLflow store {tracking_uri()} has no evaluated model: evaluate one with "
-            f"`fractal evaluate`"
-        )
     return [_row(run, *key[:3]) for key, run in newest.items()]
 
 

@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
-from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.protocol import Record
 from fractal_model.tracking import store
 from fractal_model.tracking.descriptions import describe_run
@@ -71,13 +70,14 @@ def test_a_checkpoint_under_two_protocols_has_two_rows(experiment):
     assert {newest, other} < run_ids and first not in run_ids and len(run_ids) == 3
 
 
-def test_an_empty_store_says_what_to_do(tmp_path):
+def test_an_empty_store_shows_the_published_numbers_and_says_what_to_do(tmp_path):
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     words = ["results", "--params", str(tmp_path / "params.yaml")]
-    with pytest.raises(
-        FractalError, match=r"no evaluated model: evaluate one with `fractal evaluate"
-    ):
-        CliRunner().invoke(app, words, catch_exceptions=False)
+    shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert "FractalMAR-64" in shown
+    assert "no model is evaluated yet: `fractal evaluate`" in " ".join(shown.split())
+    printed = CliRunner().invoke(app, [*words, "--format", "csv"], catch_exceptions=False).stdout
+    assert printed.startswith("dataset,model,published") and "is evaluated" not in printed
 
 
 def test_experiments_and_runs_have_descriptions(experiment):
