@@ -21,7 +21,12 @@ FIRST_PART, GROWTH = 1, 8
 """Number of images in the first part: few, because the memory for an image is not known yet. Then
 the largest factor by which the number of images may grow from one part to the next."""
 LARGEST_PART = 1024
-TARGET_SECONDS = 5.0
+TARGET_SECONDS, LONGEST_SECONDS = 5.0, 60.0
+"""Duration of a part, and of one whose images take clearly less time than those of smaller parts.
+AR models gain most: one image takes nearly as long as sixteen, because most of the time is spent on
+starting small operations."""
+_CLEAR_GAIN = 0.8
+"""Seconds for an image in a part, divided by those in smaller parts, below which parts grow on."""
 ALWAYS_FAST_ENOUGH = 4
 """A part may have this number of images even if they take longer than TARGET_SECONDS, because
 smaller parts use the machine badly."""
@@ -120,6 +125,8 @@ class PartSizes:
         self._at = 0
         self._largest = largest
         self._size = min(FIRST_PART, largest)
+        self._seconds_per_image: dict[int, float] = {}
+        """Fewest seconds for an image so far, by the number of images in a part."""
 
     def next_part(self) -> range | None:
         """Return the next images to compute, or None if there are no more."""
@@ -133,10 +140,20 @@ class PartSizes:
 
     def record(self, part: range, result: PartResult) -> None:
         """Adapt the size of the next parts to the time and memory that `part` took."""
-        in_time = int(len(part) * TARGET_SECONDS / max(result.seconds, 1e-3))
+        per_image = max(result.seconds, 1e-3) / len(part)
+        target = LONGEST_SECONDS if self._gains(len(part), per_image) else TARGET_SECONDS
+        in_time = int(target / per_image)
         in_time = max(in_time, len(part), ALWAYS_FAST_ENOUGH)
         grown = max(self._size, len(part) * GROWTH)
         self._size = max(1, min(self._largest, grown, in_time, result.fitting))
+
+    def _gains(self, images: int, seconds_per_image: float) -> bool:
+        """True if an image took clearly less time in a part of this many images than in smaller
+        parts."""
+        known = self._seconds_per_image
+        known[images] = min(seconds_per_image, known.get(images, seconds_per_image))
+        smaller = [seconds for size, seconds in known.items() if size < images]
+        return bool(smaller) and seconds_per_image < _CLEAR_GAIN * min(smaller)
 
 
 def map_in_this_process(

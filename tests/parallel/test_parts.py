@@ -50,9 +50,10 @@ def result(part, *, fitting=10**6, seconds=0.01):
 
 def part_lengths(total, *, largest=1024, workers=1, **record):
     sizes, lengths = PartSizes(total, largest=largest, workers=workers), []
+    seconds = record.pop("seconds", lambda images: 0.01)
     while (part := sizes.next_part()) is not None:
         lengths.append(len(part))
-        sizes.record(part, result(part, **record))
+        sizes.record(part, result(part, seconds=seconds(len(part)), **record))
     return lengths
 
 
@@ -68,7 +69,13 @@ def test_parts_fit_the_memory_that_was_measured():
 
 
 def test_slow_parts_do_not_grow():
-    assert part_lengths(12, seconds=60.0) == [1, 4, 4, 3]
+    assert part_lengths(12, seconds=lambda images: 15.0 * images) == [1, 4, 4, 3]
+
+
+def test_slow_parts_grow_to_a_minute_while_an_image_takes_less_time_in_larger_ones():
+    lengths = part_lengths(300, seconds=lambda images: 25.0 + 0.5 * images)
+    assert lengths == [1, 4, 8, 16, 29, 44, 56, 56, 56, 30]
+    assert part_lengths(300, largest=20, seconds=lambda images: 25.0)[:5] == [1, 4, 9, 20, 20]
 
 
 def test_workers_get_even_parts():
