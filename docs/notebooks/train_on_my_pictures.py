@@ -69,4 +69,4 @@ sheet
 
 # %% [markdown]
 # With a longer budget the pictures become better: `fractal size new mine-long --dataset mine --budget
-# 1h` proposes another size. The page `make ui` shows the curves, and `fractal playground` lets you play with the model.
+# 1h` proposes another size. The page of `fractal ui` shows the curves, and `fractal playground` lets you play with the model.

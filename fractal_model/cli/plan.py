@@ -151,7 +151,8 @@ def _totals(costs: Plan) -> FittedTable:
 
 _NOTES = (
     "Recomputing means activation checkpointing: it keeps the input of each block and computes the "
-    "rest again. Selective checkpointing also keeps the results of matrix products and attention.",
+    "rest again. Selective checkpointing also keeps the results of matrix products and attention. "
+    "(A GPU computes long attention with dropout again; its memory is counted all the same.)",
     "The paper does not count masks, prefix tokens, logits or guiding pixels. It counts 10 "
     "operations for each element of a normalisation. Counted like this, FractalMAR-L's levels and "
     "the 64 × 64 MAR models equal the published figures when rounded. One sequence of all values "

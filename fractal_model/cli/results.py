@@ -55,9 +55,7 @@ def results(
 
         show(*terminal_tables(frame))
         if not rows:
-            say(
-                "these are published numbers; no model is evaluated yet: `fractal evaluate` adds it"
-            )
+            say("all numbers are published ones: no model is evaluated yet (`fractal evaluate`)")
     else:
         print(_text(frame, format), end="")
     return json.loads(_text(frame, "json"))

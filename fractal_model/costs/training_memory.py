@@ -249,8 +249,8 @@ def _block(stack: Transformer, itemsize: int) -> float:
 
 
 def _products(stack: Transformer, itemsize: int) -> float:
-    """Bytes per position of the results of a block's products and attention. A GPU keeps those of
-    attention only if it has no dropout."""
+    """Bytes per position of the results of a block's products and attention. Those of
+    long attention with dropout are counted too, which a GPU does not keep."""
     outputs = 6 * stack.width + (1 + stack.gated) * stack.hidden
     return outputs * itemsize + FLOAT32 * stack.heads
 

@@ -29,7 +29,7 @@ from fractal_model.model.kernels.linear import Linear
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
 """The hidden width of SwiGLU is rounded up to a multiple of this, as in LLaMA."""
-PRODUCTS = (
+KEPT = (
     "aten::mm",
     "aten::addmm",
     "aten::bmm",
@@ -38,8 +38,8 @@ PRODUCTS = (
     "fractal::short_attention",
     "mkldnn::_linear_pointwise",
 )
-"""Operations whose results selective checkpointing keeps."""
-GPU_ATTENTION = (
+"""Operations whose results selective checkpointing always keeps: products, and some attention."""
+KEPT_WITHOUT_DROPOUT = (
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
@@ -103,7 +103,7 @@ class Block(nn.Module):
     ) -> Tensor:
         if self.recompute == "selective" and torch.is_grad_enabled():
             # Within the block, so that code compiled from it keeps and computes again the same.
-            keep = _keep_products if self.attention.weight_dropout else _keep_products_and_attention
+            keep = _keep_always if self.attention.weight_dropout else _keep_without_dropout
             return checkpoint(self._run, x_BSD, rotary, cache, use_reentrant=False, context_fn=keep)
         return self._run(x_BSD, rotary, cache)
 
@@ -201,7 +201,7 @@ def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> li
 
 def checkpoint_activations(model: nn.Module, recompute: Checkpointing = True) -> None:
     """Make the blocks of a model keep less for the backward pass, which computes the rest again:
-    with True only their inputs, with `selective` also the results of their products."""
+    with True only their inputs, with `selective` also the results of products and attention."""
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = recompute
@@ -218,9 +218,9 @@ def _keep_if(names: frozenset[str]) -> Callable[..., CheckpointPolicy]:
 
 
 # torch compiles blocks only with a `partial` of its own function.
-_keep_products = partial(create_selective_checkpoint_contexts, _keep_if(frozenset(PRODUCTS)))
-_keep_products_and_attention = partial(
-    create_selective_checkpoint_contexts, _keep_if(frozenset(PRODUCTS + GPU_ATTENTION))
+_keep_always = partial(create_selective_checkpoint_contexts, _keep_if(frozenset(KEPT)))
+_keep_without_dropout = partial(
+    create_selective_checkpoint_contexts, _keep_if(frozenset(KEPT + KEPT_WITHOUT_DROPOUT))
 )
 
 

@@ -22,9 +22,9 @@ FIRST_PART, GROWTH = 1, 8
 the largest factor by which the number of images may grow from one part to the next."""
 LARGEST_PART = 1024
 TARGET_SECONDS, LONGEST_SECONDS = 5.0, 60.0
-"""Duration of a part, and of one whose images take clearly less time than those of smaller parts.
-AR models gain most: one image takes nearly as long as sixteen, because most of the time is spent on
-starting small operations."""
+"""Parts grow until they take the first duration. If the images of a part took clearly less time
+than those of smaller parts, the next one may take twice as long, up to the second duration. AR
+models gain most: on a CPU one image takes nearly as long as sixteen."""
 _CLEAR_GAIN = 0.8
 """Seconds for an image in a part, divided by those in smaller parts, below which parts grow on."""
 ALWAYS_FAST_ENOUGH = 4
@@ -141,8 +141,9 @@ class PartSizes:
     def record(self, part: range, result: PartResult) -> None:
         """Adapt the size of the next parts to the time and memory that `part` took."""
         per_image = max(result.seconds, 1e-3) / len(part)
-        target = LONGEST_SECONDS if self._gains(len(part), per_image) else TARGET_SECONDS
-        in_time = int(target / per_image)
+        longer = min(2 * result.seconds, LONGEST_SECONDS)
+        target = longer if self._gains(len(part), per_image) else TARGET_SECONDS
+        in_time = int(max(target, TARGET_SECONDS) / per_image)
         in_time = max(in_time, len(part), ALWAYS_FAST_ENOUGH)
         grown = max(self._size, len(part) * GROWTH)
         self._size = max(1, min(self._largest, grown, in_time, result.fitting))

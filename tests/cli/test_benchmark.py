@@ -92,6 +92,8 @@ def test_activation_checkpointing_computes_more():
     plain = run(*arguments)["gflop_per_image"]
     assert run(*arguments, "--activation-checkpointing")["gflop_per_image"] > plain
     assert run(*arguments, "--selective-checkpointing")["gflop_per_image"] == plain
+    with pytest.raises(FractalError, match="expected one of them: leave one out"):
+        run(*arguments, "--selective-checkpointing", "--activation-checkpointing")
 
 
 @pytest.mark.parametrize(("asked", "compiles"), [("--compile", True), ("--no-compile", False)])

@@ -32,7 +32,7 @@ def named_commands(text: str) -> Iterator[list[str]]:
     lines += [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text))]
     for line in lines:
         try:
-            words = shlex.split(line.removeprefix("$ "), comments=True)
+            words = shlex.split(line.removeprefix("$ ").removeprefix("!"), comments=True)
         except ValueError:  # an output with a lone quote
             continue
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables before the command
@@ -101,6 +101,7 @@ def _mistakes_of_module(module: str, rest: list[str]) -> list[str]:
         ("`fractal draw`", ["draw"]),
         ("```\n$ fractal sample --modle x  # draws\n```", ["--modle"]),
         ("```\nfractal sample \\\n    --modle x\n```", ["--modle"]),
+        ("```\n!fractal sample --modle x\n```", ["--modle"]),
         ("`python -m flows.train --size digits`", []),
         ("`python -m flows.train --sise digits`", ["--sise"]),
         ("`python -m flows.training`", ["flows.training"]),

@@ -75,7 +75,12 @@ def test_slow_parts_do_not_grow():
 def test_slow_parts_grow_to_a_minute_while_an_image_takes_less_time_in_larger_ones():
     lengths = part_lengths(300, seconds=lambda images: 25.0 + 0.5 * images)
     assert lengths == [1, 4, 8, 16, 29, 44, 56, 56, 56, 30]
-    assert part_lengths(300, largest=20, seconds=lambda images: 25.0)[:5] == [1, 4, 9, 20, 20]
+    assert part_lengths(300, largest=20, seconds=lambda images: 25.0)[:6] == [1, 4, 8, 16, 20, 20]
+
+
+def test_a_slow_first_image_lets_parts_grow_once():
+    lengths = part_lengths(60, seconds=lambda images: 5.0 * images + 100 * (images == 1))
+    assert lengths == [1, 4, 8, 8, 8, 8, 8, 8, 7]
 
 
 def test_workers_get_even_parts():

@@ -75,7 +75,7 @@ def test_an_empty_store_shows_the_published_numbers_and_says_what_to_do(tmp_path
     words = ["results", "--params", str(tmp_path / "params.yaml")]
     shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert "FractalMAR-64" in shown
-    assert "no model is evaluated yet: `fractal evaluate`" in " ".join(shown.split())
+    assert "no model is evaluated yet (`fractal evaluate`)" in " ".join(shown.split())
     printed = CliRunner().invoke(app, [*words, "--format", "csv"], catch_exceptions=False).stdout
     assert printed.startswith("dataset,model,published") and "is evaluated" not in printed
 
