@@ -134,9 +134,9 @@ class TrainingConfig(StrictModel):
     )
     """If true, only the input of each block is stored, and other activations are computed again in
     the backward pass. If `selective`, the results of matrix products and of attention are stored
-    too, and only norms, activation functions and dropout are computed again, on a GPU also attention
-    with dropout over more than 32 positions. Give one value for the whole model, or a list: one for
-    each level from level 0, then one for the pixel network."""
+    too, and only norms, activation functions and dropout are computed again, on a GPU also
+    attention with dropout over more than 32 positions. Give one value for the whole model, or a
+    list: one for each level from level 0, then one for the pixel network."""
     compile: Flag
     """Compile the transformer blocks with torch.compile."""
     workers: Workers
