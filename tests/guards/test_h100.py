@@ -49,7 +49,8 @@ def test_rows_are_measured_once_and_stand_beside_the_least_time(params, tmp_path
     for text in ("train mar-l, batch 32, recomputed", "kernels of a training step, mar-l"):
         main(minutes=5, out=out, only=text, params=params)
     rows = rows_in(out)
-    assert len(rows) == 3 and "1 of 1 rows measured" in capsys.readouterr().out
+    assert len(rows) == 5 and "1 of 1 rows measured" in capsys.readouterr().out
+    assert "train mar-l, batch 32, recomputed selective-yes-yes-yes" in rows
     step = rows["train mar-l, batch 32, recomputed no-yes-yes-yes"]
     assert step["seconds_per_step"] > 0 and step["useful_tflops"] > 0
     *levels, rest = step["levels"]
