@@ -178,9 +178,12 @@ def test_a_value_is_rounded_to_two_digits_of_its_error():
 
 def test_the_published_numbers_in_the_documentation_are_those_of_the_table():
     text = (REPOSITORY / "docs" / "published-models.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| `") and "ImageNet" in line]
-    shown = {cells[0]: cells[2:] for row in rows if (cells := row[1:-1].split("|"))}
-    shown = {name.strip(" `"): [cell.strip() for cell in cells] for name, cells in shown.items()}
+    rows = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("| `")]
+    shown = {
+        name.strip(" `"): [cell.strip() for cell in cells]
+        for name, *cells in rows
+        if len(cells) == 7
+    }
     for published in (row for row in PUBLISHED if row.size is not None):
         values = published.values
         fid, score = (values.get(name) for name in ("fid", "inception_score"))
