@@ -24,7 +24,7 @@ LARGEST_PART = 1024
 TARGET_SECONDS, LONGEST_SECONDS = 5.0, 60.0
 """Parts grow until they take the first duration. If the images of a part took clearly less time
 than those of smaller parts, the next one may take twice as long, up to the second duration. AR
-models gain most: on a CPU one image takes nearly as long as sixteen."""
+models gain most, because a CPU spends most of their time on starting small operations."""
 _CLEAR_GAIN = 0.8
 """Seconds for an image in a part, divided by those in smaller parts, below which parts grow on."""
 ALWAYS_FAST_ENOUGH = 4

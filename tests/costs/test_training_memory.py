@@ -113,7 +113,7 @@ def test_kept_activations_agree_with_a_real_step(
     assert (ours.recomputed > 0) == bool(checkpointing)
 
 
-def test_selective_checkpointing_recomputes_what_a_block_keeps_beside_its_products():
+def test_selective_checkpointing_lies_between_the_other_choices():
     config = tiny_config("mar", widths=(64, 64, 32), blocks=(2, 2, 2), heads=(4, 4, 4))
     inputs = {"images": IMAGES, "precision": "bfloat16", "shares": shares(config)}
     plain, selective, full = (
