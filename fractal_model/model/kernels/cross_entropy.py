@@ -2,7 +2,8 @@
 
 Decided here: a GPU computes the logits of some rows at a time, and once more in the backward pass.
 A training step has millions of rows, and with 256 values each their logits, log-probabilities and
-gradients would take several GB. A CPU keeps the logits: parts take it up to a fifth longer.
+gradients would take several GB. A CPU keeps the logits, because parts mostly took it longer, up to
+half as long again.
 
 Shapes: N rows, W width, V values.
 """
