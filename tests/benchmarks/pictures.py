@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +44,8 @@ TABLE = re.compile(r"fractal-digits version \d+ *\n┏.*?┘\n", re.DOTALL)
 """The table of metrics in the README."""
 PROGRESS = re.compile(r": [\d,]+ of [\d,]+, ")
 """A line that says how far a command is."""
+MODEL_FREE = ("cp ", "fractal plan ")
+"""The beginnings of commands that need no model."""
 METRICS = ("nll_bits_per_dim", "nll_bits_per_dim_stderr", "fid", "fid_stderr", "class_agreement")
 """Metrics that the README shows."""
 PAGES = ("tests/tracking/test_browser.py", "tests/flows/test_pages.py")
@@ -57,18 +59,37 @@ def commands_of(block: str) -> list[str]:
 def is_of_demo(block: str) -> bool:
     """True if a block shows commands that need nothing but the demo's model."""
     commands = commands_of(block)
-    others = [c for c in commands if CHAMPION not in c and not c.startswith("cp ")]
+    others = [c for c in commands if CHAMPION not in c and not c.startswith(MODEL_FREE)]
     return bool(commands) and not others and "fractal evaluate" not in block
 
 
 def show_output(block: str, run: Callable[[str], str]) -> str:
     """Return a block with the output of its commands, which `run` runs, in place of the old one."""
-    fence = block.splitlines()[0]
+    fence, *shown = block.splitlines()
     lines = [fence]
     for command in commands_of(block):
-        output = run(command).splitlines()
-        lines += [f"$ {command}", *(line for line in output if not PROGRESS.search(line))]
+        output = [line for line in run(command).splitlines() if not PROGRESS.search(line)]
+        if command.endswith("# excerpt"):
+            output = excerpt_lines(shown, output)
+        lines += [f"$ {command}", *output]
     return "\n".join([*lines, "```"])
+
+
+def excerpt_lines(shown: Sequence[str], output: Sequence[str]) -> list[str]:
+    """Return the rows of tables in `output` that an older excerpt, `shown`, has, found in their
+    order by their first cells. A line of dots stays. FractalError: a row is no longer there."""
+    rows, rest = [], iter(output)
+    for line in shown:
+        if line.startswith("│"):
+            label = line[: line.index("│", 1)]
+            row = next((row for row in rest if row.startswith(label)), None)
+            if row is None:
+                name = label.strip("│ ")
+                raise FractalError(f"the output has no row {name!r}: shorten the excerpt")
+            rows.append(row)
+        elif line == "…":
+            rows.append(line)
+    return rows
 
 
 def run_in(folder: Path) -> Callable[[str], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def project(tmp_path, monkeypatch) -> Project:
     project = make_project(tmp_path / "a project", _only("digits", "own"))
     monkeypatch.chdir(project.folder)
     return project
+
+
+def test_the_page_about_servers_shows_the_number_of_deployments():
+    params = load_params(REPOSITORY / "params.yaml")
+    names = [each.entrypoint.rpartition(".")[2] for each in deployments.deployments(params)]
+    flows = Counter(name.replace("_", "-") for name in names)
+    expected = ", ".join(f"{flow} ({count})" for flow, count in flows.items())
+    page = (REPOSITORY / "docs" / "servers.md").read_text()
+    assert f"deployments: {expected}\n" in page
 
 
 def _by_name(params: Params) -> dict[tuple[str, str], deployments.Deployment]:

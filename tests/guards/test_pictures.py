@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from fractal_model.common.errors import FractalError
 from tests.benchmarks.pictures import (
     CHAMPION,
     TABLE,
     commands_of,
+    excerpt_lines,
     is_of_demo,
+    run_in,
     shorten_table,
     show_output,
 )
@@ -39,6 +42,25 @@ def test_the_output_of_each_command_stands_below_it():
     outputs = {"fractal": "new: three\nand more\n", "cp": ""}
     shown = show_output(BLOCK, lambda command: outputs[command.split()[0]])
     assert shown == BLOCK.replace("old: three", "new: three\nand more")
+
+
+def test_an_excerpt_keeps_the_rows_that_it_showed():
+    output = ["title", "│ total │ 3 │", "│ other │ 4 │", "│ total │ 5 │", "│       │ 6 │"]
+    shown = ["│ other │ 1 │", "│ total │ 1 │", "…", "│       │ 1 │"]
+    assert excerpt_lines(shown, output) == ["│ other │ 4 │", "│ total │ 5 │", "…", "│       │ 6 │"]
+
+
+def test_an_excerpt_with_a_row_that_is_gone_is_refused():
+    with pytest.raises(FractalError, match="the output has no row 'other': shorten the excerpt"):
+        excerpt_lines(["│ other │ 1 │"], ["│ total │ 1 │"])
+
+
+@pytest.mark.parametrize("page", ["docs/costs.md", "infra/README.md"])
+def test_the_costs_on_a_page_are_those_of_the_planner(page, tmp_path):
+    text = (REPOSITORY / page).read_text()
+    plan = next(block for block in FENCE.findall(text) if "# excerpt" in block)
+    assert is_of_demo(plan)
+    assert show_output(plan, run_in(tmp_path)) == plan
 
 
 def test_the_commands_of_the_documents_are_found():
