@@ -10,7 +10,6 @@ N sub-patches predicted in all rows; n conditions of a row, C their width, D wid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,12 +46,7 @@ class Rows:
         zeros = torch.zeros(count, dtype=torch.long, device=device)
         return cls(torch.arange(count, device=device), zeros, zeros)
 
-    def sub_patches(self, mask: Tensor, size: int) -> Rows:
-        """Return the places of the sub-patches of side `size` where `mask` (R, T) is True."""
-        row, token = mask.nonzero(as_tuple=True)
-        return self.sub_patches_at(row, token, math.isqrt(mask.shape[1]), size)
-
-    def sub_patches_at(self, row: Tensor, token: Tensor, grid: int, size: int) -> Rows:
+    def sub_patches(self, row: Tensor, token: Tensor, grid: int, size: int) -> Rows:
         """Return the places of N sub-patches of side `size`, given the row and the number in it of
         each, (N,). `grid` is the number of sub-patches along a side of a row."""
         top, left = token // grid * size, token % grid * size
@@ -202,7 +196,7 @@ class FractalModel(PretrainedModule):
             # A row's weight in its image is split evenly over the predicted sub-patches.
             weight = (weight / predicted.count)[row]
             size = level.config.sub_patch_size
-            rows = rows.sub_patches_at(row, token, level.config.grid, size)
+            rows = rows.sub_patches(row, token, level.config.grid, size)
         padding = self._padding_rows(len(self.levels), patches)
         nats = channel_nats(self.pixel, conditions, patches.flatten(1).long(), padding)
         return Pass(ValueNats(nats, rows, weight, 1.0), tuple(guide_nats))

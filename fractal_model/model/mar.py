@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fractal_model.common.devices import copy_to
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
@@ -124,8 +123,8 @@ def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]
     of side `grid`. The first holds the numbers of the sub-patch itself and of its top, right,
     bottom and left neighbours, cut to the first `count`. The second is True where the neighbour
     lies inside the grid. Where it lies outside, its number is that of the nearest sub-patch."""
-    offsets = copy_to(token.device, torch.tensor(_OFFSETS[:count]))
-    down = (token // grid)[..., None] + offsets[:, 0]
-    right = (token % grid)[..., None] + offsets[:, 1]
+    # Sums with numbers, because a table of offsets would have to be copied to a GPU each time.
+    down = torch.stack([token // grid + offset for offset, _ in _OFFSETS[:count]], dim=-1)
+    right = torch.stack([token % grid + offset for _, offset in _OFFSETS[:count]], dim=-1)
     inside = (down >= 0) & (down < grid) & (right >= 0) & (right < grid)
     return down.clamp(0, grid - 1) * grid + right.clamp(0, grid - 1), inside

@@ -14,8 +14,7 @@ condition.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -68,8 +67,7 @@ class CompiledPixels:
         values = [c.values_NCD for c in conditions]
         if uniforms.device.type != "cuda":
             return self._sample_pixels(uniforms, guides, *values)
-        modules = [*self._levels, *(network.pixel for network in self._networks)]
-        weights = chain.from_iterable(module.parameters() for module in modules)
+        weights = innermost_weights(self._networks)
         return self._graphs(self._sample_pixels, uniforms, guides, *values, weights=weights)
 
     def _sample_pixels(
@@ -191,6 +189,13 @@ class _ChannelSampler:
             guided = guided_logits(logits, guidance, self._settings)
             drawn.append(inverse_transform(guided, uniforms[:, channel]))
         return torch.stack(drawn, dim=1).to(torch.uint8)
+
+
+def innermost_weights(networks: Sequence[FractalModel]) -> Iterator[Tensor]:
+    """Yield all weights of the innermost levels and the pixel networks."""
+    for network in networks:
+        yield from network.levels[-1].parameters()
+        yield from network.pixel.parameters()
 
 
 def _caches(buffers: _Buffers, position: Tensor) -> list[FixedCache]:

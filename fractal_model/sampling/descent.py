@@ -11,9 +11,8 @@ of side P, T sub-patches of side p, N sub-patches sampled in one step, n conditi
 width.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -24,14 +23,17 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import FractalModel, Rows
-from fractal_model.model.mar import MARLevel
+from fractal_model.model.mar import MARLevel, Selected
 from fractal_model.model.patches import unpatchify
 from fractal_model.model.pixel import PixelNetwork
-from fractal_model.model.randomness import ImageNoise, ranks
-from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels
+from fractal_model.model.randomness import ImageNoise
+from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, innermost_weights
+from fractal_model.sampling.cuda_graphs import Graphs
 from fractal_model.sampling.known import KnownPatches
 from fractal_model.sampling.masked import MaskedIterations, MaskedRows
-from fractal_model.sampling.schedules import guidance_at, masking_schedules
+from fractal_model.sampling.patch_noise import as_images, noise_at
+from fractal_model.sampling.schedules import guidance_at
+from fractal_model.sampling.selection import branch_rows, select_iterations
 from fractal_model.sampling.steps import LevelSteps, PixelSteps
 from fractal_model.sampling.values import Draw, guided_logits
 
@@ -56,13 +58,16 @@ class StepFunctions:
     channels: CompiledChannels | None = None
     """Compiled sampler of single pixels, for pixels below a MAR level. With None, `pixel` samples
     them."""
+    graphs: Graphs | None = None
+    """CUDA graphs of the innermost level, if that is a MAR level below another level. With None, no
+    graph is used."""
 
 
 class _Step(NamedTuple):
     """One sampling step of an AR level, or one iteration of a MAR level."""
 
-    drawn: Tensor
-    """True for each sub-patch that this step samples, (R, T) bool."""
+    selected: Selected
+    """Row and number of each of the N sub-patches that this step samples, ordered by row."""
     hidden: Tensor
     """True for each sub-patch that is not sampled yet after this step, (R, T) bool."""
     conditions: Sequence[Conditions]
@@ -89,6 +94,8 @@ class Descent:
     branches: Sequence[int]
     """Number of branches of each network: [2] with null rows, [1, 1] with a guide, [1] without
     guidance."""
+    side: int
+    """Side of the images."""
 
     def generate_patches(
         self, i: int, conditions: Sequence[Conditions], rows: Rows, guidance: Tensor | None
@@ -107,16 +114,17 @@ class Descent:
         is_last = i == len(config.levels) - 1
         can_be_compiled = is_last and not self.known and self.observe is None
         if can_be_compiled and self.steps.innermost is not None:
-            uniforms = self._pixel_noise(rows.sub_patches(hidden, 1)).view(*hidden.shape, -1)
+            uniforms = as_images(self.noise, i, level, rows, self.side).pixels
             values = self.steps.innermost(conditions, uniforms, guidance)
             return unpatchify(values[..., None, None])
+        if can_be_compiled and self.steps.graphs is not None and i > 0:
+            return self._generate_by_graph(self.steps.graphs, i, conditions, rows, guidance)
         generate = self._autoregressive_steps if level.generator == "ar" else self._masked_steps
         for step in generate(i, canvas, hidden, conditions, rows, guidance):
-            scale = step.guidance
-            if scale is not None:
-                scale = scale[:, None].expand_as(step.drawn)[step.drawn]
-            inner = rows.sub_patches(step.drawn, level.sub_patch_size)
-            canvas[step.drawn] = self.generate_patches(i + 1, step.conditions, inner, scale)
+            row, token = step.selected
+            scale = None if step.guidance is None else step.guidance[row]
+            inner = rows.sub_patches(row, token, level.grid, level.sub_patch_size)
+            canvas[row, token] = self.generate_patches(i + 1, step.conditions, inner, scale)
             if self.observe is not None:
                 self.observe(i, rows, step.hidden, canvas)
         return unpatchify(canvas)
@@ -134,7 +142,8 @@ class Descent:
         at least one row."""
         levels = (cast(ARLevel, network.levels[i]) for network in self.networks)
         computes = [self.steps.level(*pair) for pair in zip(levels, conditions, strict=False)]
-        tokens, count = hidden.any(0).nonzero().flatten().tolist(), hidden.shape[1]
+        count = hidden.shape[1]
+        tokens = hidden.any(0).nonzero().flatten().tolist() if self.known else range(count)
         scales = dict.fromkeys(tokens, guidance)
         if i == 0:
             scales = {t: self._guidance([(t + 1) / count] * len(canvas)) for t in tokens}
@@ -146,14 +155,16 @@ class Descent:
             ]
             if t not in tokens:
                 continue
-            drawn = torch.zeros_like(hidden)
-            drawn[:, t] = hidden[:, t]
+            row = torch.arange(len(canvas), device=canvas.device)
+            if self.known:
+                row = row[hidden[:, t]]
             selected = [
-                Conditions(output.keep_rows(n * len(canvas)).values_NCD[hidden[:, t].repeat(n)])
+                Conditions(output.values_NCD[branch_rows(row, len(canvas), n)])
                 for output, n in zip(outputs, self._branches(scales[t] is not None), strict=False)
             ]
-            hidden = hidden & ~drawn
-            yield _Step(drawn, hidden, selected, scales[t])
+            hidden = hidden.clone()
+            hidden[:, t] = False
+            yield _Step((row, torch.full_like(row, t)), hidden, selected, scales[t])
 
     def _masked_steps(
         self,
@@ -166,29 +177,66 @@ class Descent:
     ) -> Iterator[_Step]:
         """Yield the iterations of MAR level i. Each samples the hidden sub-patches with the highest
         scores in `noise.orders`."""
-        numbers = self._patch_numbers(i, rows)
-        colours = self._sample_colours(i, numbers, conditions, guidance)
+        level = self.networks[0].config.levels[i]
+        colours = self._sample_colours(i, rows, conditions, guidance)
         branches = self.branches if i == 0 else self._branches(guidance is not None)
+        known = [(~mask).nonzero(as_tuple=True)] if self.known else []
         computes = [
-            self.steps.masked(self._masked_rows(i, *part, colours))
+            self.steps.masked(self._masked_rows(i, *part, colours, known))
             for part in zip(self.networks, conditions, branches, strict=False)
         ]
-        # Known sub-patches get the highest ranks, as if they had been sampled first.
-        rank = ranks(torch.where(mask, _noise_at(self.noise.orders[i], numbers), math.inf))
-        for remaining in masking_schedules(mask.sum(1), self.iterations[i]):
-            hidden = rank < remaining[:, None]
-            drawn, scale = mask & ~hidden, guidance
+        scores = noise_at(self.noise.orders[i], rows, self.side, level.patch_size)
+        count = mask.shape[1]
+        hidden = mask if self.known else None
+        for selection in select_iterations(scores, self.iterations[i], hidden):
+            scale = guidance
             if i == 0:
                 # As published, the last iteration's guidance counts one sub-patch as still masked.
-                count = mask.shape[1]
-                scale = self._guidance(
-                    [(count - n) / count for n in remaining.clamp(min=1).tolist()]
-                )
+                scale = self._guidance([(count - max(n, 1)) / count for n in selection.remaining])
             branches = self._branches(scale is not None)
             pairs = zip(computes, branches, strict=False)
-            outputs = [compute(canvas, mask, drawn, n) for compute, n in pairs]
-            mask = hidden
-            yield _Step(drawn, mask, outputs, scale)
+            outputs = [compute(canvas, mask, selection.selected, n) for compute, n in pairs]
+            mask = selection.hidden
+            known.append(selection.selected)
+            yield _Step(selection.selected, mask, outputs, scale)
+
+    def _generate_by_graph(
+        self,
+        graphs: Graphs,
+        i: int,
+        conditions: Sequence[Conditions],
+        rows: Rows,
+        guidance: Tensor | None,
+    ) -> Tensor:
+        """Sample the patches of MAR level i, the innermost one, by one CUDA graph for all
+        iterations and pixels. The graph takes each patch for an image of its own, so everything
+        that changes from call to call is an argument."""
+        above, level = (None,) * i, self.networks[0].config.levels[i]
+
+        def generate(
+            pixels: Tensor,
+            orders: Tensor | None,
+            guides: Tensor | None,
+            guidance: Tensor | None,
+            *values: Tensor,
+        ) -> Tensor:
+            noise = ImageNoise(pixels, (*above, orders), (*above, guides))
+            shared = self.networks, self.settings, self.iterations, steps, noise, (), None
+            patches = Descent(*shared, self.branches, level.patch_size)
+            whole = Rows.whole_images(len(pixels), pixels.device)
+            return patches.generate_patches(i, [Conditions(v) for v in values], whole, guidance)
+
+        steps = replace(self.steps, graphs=None)
+        noise = as_images(self.noise, i, level, rows, self.side)
+        return graphs(
+            generate,
+            noise.pixels,
+            noise.orders[i],
+            noise.guides[i],
+            guidance,
+            *(c.values_NCD for c in conditions),
+            weights=innermost_weights(self.networks),
+        )
 
     def _masked_rows(
         self,
@@ -197,26 +245,29 @@ class Descent:
         conditions: Conditions,
         branches: int,
         colours: Tensor | None,
+        known: Sequence[Selected],
     ) -> MaskedRows:
         """Return the rows of MAR level i that a network computes. `colours` are those of the
-        guiding pixels, (R, 3); None if the level has none."""
+        guiding pixels, (R, 3); None if the level has none. `known` grows with each iteration."""
         level = cast(MARLevel, network.levels[i])
         if colours is not None:
             colours = colours.repeat(branches, 1)
         count = network.config.conditions_read(i)
-        return MaskedRows(level, conditions, colours, branches, count=count, even=not self.known)
+        even = not self.known
+        return MaskedRows(level, conditions, colours, branches, count, even, known)
 
     def _sample_colours(
         self,
         i: int,
-        numbers: tuple[Tensor, Tensor],
+        rows: Rows,
         conditions: Sequence[Conditions],
         guidance: Tensor | None,
     ) -> Tensor | None:
         """Sample the guiding pixels of level i, (R, 3) in 0 … 255; None if the level has none."""
-        if not self.networks[0].config.levels[i].guiding_pixel:
+        level = self.networks[0].config.levels[i]
+        if not level.guiding_pixel:
             return None
-        uniforms = _noise_at(self.noise.guides[i], numbers)
+        uniforms = noise_at(self.noise.guides[i], rows, self.side, level.patch_size)
         pixels = [cast(MARLevel, network.levels[i]).guide_network for network in self.networks]
         return self._draw_values(pixels, conditions, uniforms, guidance).float()
 
@@ -224,7 +275,7 @@ class Descent:
         self, conditions: Sequence[Conditions], rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         """Sample the values of R rows that are single pixels, (R, 3, 1, 1) uint8."""
-        uniforms = self._pixel_noise(rows)
+        uniforms = noise_at(self.noise.pixels, rows, self.side, 1)
         if self.steps.channels is not None:
             values = self.steps.channels([c.middle for c in conditions], uniforms, guidance)
         else:
@@ -256,7 +307,7 @@ class Descent:
         """Return the canvas (R, T, 3, p, p) that level i fills, with the known pixels and 0
         elsewhere, and a mask (R, T), True where a sub-patch is hidden."""
         if self.known:
-            numbers = self._patch_numbers(i, rows)
+            numbers = rows.image, rows.index(self.side, level.patch_size)
             return self.known[i].tokens[numbers], self.known[i].hidden[numbers]
         size, shape = level.sub_patch_size, (len(rows.image), level.tokens)
         canvas = rows.image.new_zeros(*shape, 3, size, size, dtype=torch.uint8)
@@ -277,20 +328,3 @@ class Descent:
             return None
         values = [1.0 if scale is None else scale for scale in scales]
         return torch.tensor(values, device=self.noise.pixels.device)
-
-    def _patch_numbers(self, i: int, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return two tensors (R,): the number of each row's image in the batch, and the number of
-        the row's patch among all patches of level i in its image."""
-        config = self.networks[0].config
-        return rows.image, rows.index(config.image_size, config.levels[i].patch_size)
-
-    def _pixel_noise(self, rows: Rows) -> Tensor:
-        """Return the uniform random numbers (R, 3) for rows that are pixels."""
-        return self.noise.pixels[rows.image, rows.index(self.networks[0].config.image_size, 1)]
-
-
-def _noise_at(noise: Tensor | None, numbers: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the random numbers (R, …) of R rows from `noise` (B, patches, …), which has those of
-    all patches of a level. `numbers` has each row's image and patch (see `_patch_numbers`)."""
-    assert noise is not None  # `ImageNoise.draw` draws them for this kind of level.
-    return noise[numbers]

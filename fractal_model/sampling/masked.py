@@ -9,7 +9,7 @@ T sub-patches after P prefix positions, S = P + T, N sub-patches that an iterati
 together), n conditions of each sub-patch, D width, H heads of d elements.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fractal_model.model.blocks import run_blocks
 from fractal_model.model.conditions import Conditions
-from fractal_model.model.mar import MARLevel, neighbourhood, with_neighbours
+from fractal_model.model.mar import MARLevel, Selected, neighbourhood, with_neighbours
+from fractal_model.sampling.selection import branch_rows
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,15 @@ class MaskedRows:
     even: bool
     """True if an iteration selects the same number of sub-patches in every row. It is so if no
     pixel was known before sampling."""
+    known: Sequence[Selected]
+    """Sub-patches that are on the canvas. The caller adds an entry after each iteration."""
 
 
-MaskedIterations = Callable[[Tensor, Tensor, Tensor, int], Conditions]
+MaskedIterations = Callable[[Tensor, Tensor, Selected, int], Conditions]
 """Function that computes one iteration per call. It gets the canvas (R, T, 3, p, p), the mask (R,
-T) of the sub-patches that are not on the canvas yet, the mask (R, T) of those selected for this
-iteration, and the number G of branches to compute. It returns the conditions of the selected
-sub-patches, (G · N, n, D). From call to call, masked sub-patches become known, never the
-reverse."""
+T) of the sub-patches that are not on the canvas yet, the N of them that this iteration samples, and
+the number G of branches to compute. It returns the conditions of the selected sub-patches, (G · N,
+n, D)."""
 
 
 class CachedMaskedIterations:
@@ -59,44 +61,43 @@ class CachedMaskedIterations:
         self._inputs = torch.cat([prefix, masked.expand(len(prefix), -1, -1)], dim=1)
         masked_heads = self._project_heads(masked).expand(-1, len(prefix), -1, -1, -1)
         self._heads = torch.cat([self._project_heads(prefix), masked_heads], dim=3)
-        self._mask: Tensor | None = None
+        self._embedded = 0  # number of entries of `known` that are embedded
 
-    def __call__(self, canvas: Tensor, mask: Tensor, selected: Tensor, branches: int) -> Conditions:
-        self._add_known(canvas, mask)
+    def __call__(
+        self, canvas: Tensor, mask: Tensor, selected: Selected, branches: int
+    ) -> Conditions:
+        self._embed_known(canvas)
         level, rows, count = self._level, branches * len(canvas), self._rows.count
-        token = self._selected_tokens(selected)
-        if token is None:
+        row, token = selected
+        if not self._selects_few(len(token), mask.numel()):
             x = level.norm_out(self._run_blocks(rows, None))[:, level.prefix_length :]
-            places = selected.repeat(branches, 1).nonzero(as_tuple=True)
+            places = branch_rows(row, len(canvas), branches), token.repeat(branches)
             return with_neighbours(x, places, count)
-        outputs, inside = neighbourhood(token.repeat(branches, 1), level.config.grid, count)
+        tokens = token.view(len(canvas), -1).repeat(branches, 1)
+        outputs, inside = neighbourhood(tokens, level.config.grid, count)
         x = level.norm_out(self._run_blocks(rows, level.prefix_length + outputs.flatten(1)))
         x = x.flatten(0, 1).unflatten(0, (-1, count))
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
-    def _selected_tokens(self, selected: Tensor) -> Tensor | None:
-        """Return the numbers of each row's selected sub-patches, (R, N / R). Return None if the
-        last block must compute all T outputs of each row: the rows select different numbers of
-        sub-patches, or the next level reads T or more outputs of a row."""
-        if not self._rows.even:
-            return None
-        token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)
-        return token if token.shape[1] * self._rows.count < selected.shape[1] else None
+    def _selects_few(self, selected: int, all_outputs: int) -> bool:
+        """False if the last block must compute all T outputs of each row: the rows may select
+        different numbers of sub-patches, or the next level reads T or more outputs of a row."""
+        return self._rows.even and selected * self._rows.count < all_outputs
 
-    def _add_known(self, canvas: Tensor, mask: Tensor) -> None:
+    def _embed_known(self, canvas: Tensor) -> None:
         """Embed and store the sub-patches that have become known since the last call."""
-        known = ~mask if self._mask is None else self._mask & ~mask
-        row, token = known.nonzero(as_tuple=True)
-        self._mask = mask
-        if not len(row):
+        new = self._rows.known[self._embedded :]
+        self._embedded += len(new)
+        if not sum(len(token) for _, token in new):
             return
+        row, token = (torch.cat(numbers) for numbers in zip(*new, strict=True))
         position = self._level.prefix_length + token
         x_ND = self._level.known_inputs(canvas[row, token], token)
         heads_3NHd = self._project_heads(x_ND[:, None])[:, :, :, 0]
         self._inputs.unflatten(0, (self._rows.branches, -1))[:, row, position] = x_ND
         by_branch = self._heads.unflatten(1, (self._rows.branches, -1))
-        for stored, new in zip(by_branch.unbind(0), heads_3NHd.unbind(0), strict=True):
-            stored[:, row, :, position] = new[:, None]
+        for stored, heads_NHd in zip(by_branch.unbind(0), heads_3NHd.unbind(0), strict=True):
+            stored[:, row, :, position] = heads_NHd[:, None]
 
     def _project_heads(self, x_BSD: Tensor) -> Tensor:
         """Return the first block's stacked queries, keys and values, (3, rows, H, S, d)."""

@@ -19,8 +19,10 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows, evaluation_mode
 from fractal_model.model.kernels.linear import reduced_weights
+from fractal_model.model.mar import MARLevel
 from fractal_model.model.randomness import ImageNoise
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, CompiledSteps
+from fractal_model.sampling.cuda_graphs import Graphs
 from fractal_model.sampling.descent import Descent, Observer, StepFunctions
 from fractal_model.sampling.guide import networks_of
 from fractal_model.sampling.known import KnownPatches, KnownPixels
@@ -116,7 +118,7 @@ class Sampler:
         elif len(networks) == 1 and bool((labels != NO_CLASS).any()):
             labels, branches = torch.cat([labels, torch.full_like(labels, NO_CLASS)]), [2]
         shared = networks, settings, self._iterations, self._steps, noise, known_patches, observe
-        descent = self.descent(*shared, branches)
+        descent = self.descent(*shared, branches, model.config.image_size)
         with ExitStack() as stack:
             for network in networks:
                 stack.enter_context(evaluation_mode(network))
@@ -136,7 +138,8 @@ def _compile_steps(
     else:
         levels += innermost
     if networks[0].device.type != "cpu":  # On a GPU, compiling the other parts was never measured.
-        return steps
+        has_graphs = isinstance(innermost[0], MARLevel) and networks[0].device.type == "cuda"
+        return replace(steps, graphs=Graphs()) if has_graphs else steps
     if steps.innermost is None:
         steps = replace(steps, channels=CompiledChannels(networks, settings))
     return replace(steps, level=partial(cached_level_steps, compute=CompiledSteps(levels)))

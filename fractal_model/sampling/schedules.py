@@ -3,9 +3,6 @@
 import math
 from functools import lru_cache
 
-import torch
-from torch import Tensor
-
 from fractal_model.config.sampling import SamplingConfig
 
 
@@ -20,17 +17,6 @@ def masking_schedule(tokens: int, iterations: int) -> tuple[int, ...]:
         masked = max(1, min(masked - 1, scheduled))
         counts.append(masked)
     return (*counts[:-1], 0) if counts else ()
-
-
-def masking_schedules(hidden_R: Tensor, iterations: int) -> Tensor:
-    """Return the masking schedules of R rows, one in each column of a tensor (K, R). K is the
-    length of the longest; shorter ones are filled up with zeros. `hidden_R` is the number of masked
-    sub-patches of each row."""
-    counts, row = hidden_R.unique(return_inverse=True)
-    schedules = [masking_schedule(count, iterations) for count in counts.tolist()]
-    longest = max((len(schedule) for schedule in schedules), default=0)
-    padded = [schedule + (0,) * (longest - len(schedule)) for schedule in schedules]
-    return torch.tensor(padded, device=hidden_R.device, dtype=torch.long).T[:, row]
 
 
 _COSINE_POWER = 4

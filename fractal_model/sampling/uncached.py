@@ -7,8 +7,10 @@ from torch import Tensor
 
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
+from fractal_model.model.mar import Selected
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.sampling.masked import MaskedIterations, MaskedRows
+from fractal_model.sampling.selection import branch_rows
 from fractal_model.sampling.steps import LevelSteps, PixelSteps
 
 
@@ -29,11 +31,14 @@ def uncached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: in
 
 
 def uncached_masked_iterations(rows: MaskedRows) -> MaskedIterations:
-    def iterate(canvas: Tensor, mask: Tensor, selected: Tensor, branches: int) -> Conditions:
+    def iterate(canvas: Tensor, mask: Tensor, selected: Selected, branches: int) -> Conditions:
         tokens, masks = canvas.repeat(branches, 1, 1, 1, 1), mask.repeat(branches, 1)
         conditions = rows.conditions.keep_rows(len(tokens))
         guides = None if rows.guides is None else rows.guides[: len(tokens)]
-        outputs = rows.level(tokens, masks, conditions, guides=guides, count=rows.count)
-        return Conditions(outputs.values_NCD[selected.repeat(branches, 1)[masks]])
+        row, token = selected
+        places = branch_rows(row, len(mask), branches), token.repeat(branches)
+        return rows.level(
+            tokens, masks, conditions, guides=guides, selected=places, count=rows.count
+        )
 
     return iterate

@@ -248,8 +248,8 @@ def test_padding_rows_change_nothing(kind, monkeypatch):
 
 def test_sub_patches_have_their_places_in_the_image():
     rows = Rows.whole_images(2, torch.device("cpu"))
-    mask = torch.tensor([[False, True, False, False], [False, False, True, True]])
-    inner = rows.sub_patches(mask, 4)
+    row, token = torch.tensor([0, 1, 1]), torch.tensor([1, 2, 3])
+    inner = rows.sub_patches(row, token, 2, 4)
     assert inner.image.tolist() == [0, 1, 1]
     assert list(zip(inner.top.tolist(), inner.left.tolist(), strict=True)) == [
         (0, 4),

@@ -26,14 +26,14 @@ def test_cached_gives_the_images_of_the_uncached_path(kind, qk_norm):
     assert fast.equal(slow)
 
 
-@pytest.mark.parametrize("kind", ["ar", "mar above ar"])
+@pytest.mark.parametrize("kind", ["ar", "mar above ar", "mar", "guided", "ar above mar"])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize(
     "changes", [{}, {"guidance_interval": (0.3, 0.7)}, {"guide": "weaker"}], ids=str
 )
 def test_a_captured_level_gives_the_images_of_the_plain_one(kind, qk_norm, changes):
     model = tiny_model(kind, qk_norm=qk_norm).to("cuda")
-    model.guide = Guide(tiny_model(kind, widths=(8, 8, 4), heads=(2, 2, 1)), "")
+    model.guide = Guide(tiny_model(kind, widths=(8,) * len(model.levels) + (4,)), "")
     plain = Sampler(model, SamplingConfig(guidance=3.0, **changes))
     captured = Sampler(model, SamplingConfig(guidance=3.0, compile=True, **changes))
     for labels, seeds in ((LABELS, SEEDS), (LABELS.flip(0), SEEDS[::-1]), (LABELS[:2], [7, 8])):
