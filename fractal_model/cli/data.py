@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from fractal_model.data.manifest import Manifest
 
 app = group("Register images, prepare data sets from them, and check and describe the data sets.")
-HOW_TO_ADD_IMAGENET = (
-    "ImageNet is not registered: add it with `fractal data register DIR`, where DIR holds the "
-    "official archives, the extracted tree or the parquet files; then run `dvc repro` again"
-)
+OTHER_DATA = "for ImageNet or pictures of your own: `fractal data register DIR`"
 DatasetArgument = Annotated[
     str, typer.Argument(help="A data set: digits, or a registered one such as imagenet64.")
 ]
@@ -111,7 +108,7 @@ def register_source(
         say(f"refused: {entry.split}/{entry.file}: {entry.reason}")
     if source.refused > 3:
         say(f"refused: {source.refused - 3:,} more; the report of the data set lists all of them")
-    say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")
+    say(f"registered: `dvc repro reference report` builds {' and '.join(datasets)}")
     counts = source.model_dump(include={"name", "kind", "classes", "images", "refused", "missing"})
     return {**counts, "datasets": datasets}
 
@@ -127,9 +124,8 @@ def prepare(
 
     settings = params.load()
     manifest = prepare_dataset(settings, dataset, build_shards)
-    sources = {entry.source for entry in read_registered(settings.paths.data).values()}
-    if dataset == DIGITS and IMAGENET not in sources:
-        say(HOW_TO_ADD_IMAGENET)
+    if dataset == DIGITS and not read_registered(settings.paths.data):
+        say(OTHER_DATA)
     return _counts(manifest)
 
 

@@ -32,6 +32,9 @@ from fractal_model.common.tables import FittedTable
 
 console = Console()
 INTERRUPTED = 130
+_WIDEST_BAR, _WIDTH_OF_NUMBERS = 40, 84
+"""Characters of a progress bar, and of what stands beside it in a training. A narrow terminal has
+no bar, so that it shows the numbers."""
 _logs: list[Callable[[str], None]] = []
 
 
@@ -72,12 +75,12 @@ def is_quiet() -> bool:
 def progress_bar(
     description: str, total: int | None, *, images: bool = False, lines: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Show the progress of a task within the block: a bar in a terminal, log lines elsewhere.
-    `lines` is False if the caller writes log lines of its own. Yield the function `update(done,
+    """Show the progress of a task within the block: a bar in a terminal, log lines elsewhere, but
+    none if `lines` is False, because the caller writes its own. Yield the function `update(done,
     note="")`. It shows how many of `total` items are done, the note, the time left (unless `total`
     is None) and, if the items are images (`images`), the speed."""
-    display = _bar if console.is_terminal or not lines else _log_lines
-    if _mode.quiet and not _logs:
+    display = _bar if console.is_terminal else _log_lines
+    if (_mode.quiet and not _logs) or not (console.is_terminal or lines):
         yield lambda done, note="": None
         return
     with display(safe_text(description, LONGEST_NAME), total, images) as show:
@@ -90,9 +93,10 @@ def progress_bar(
 
 @contextmanager
 def _bar(description: str, total: int | None, images: bool) -> Iterator[Callable[[int, str], None]]:
+    bar = min(_WIDEST_BAR, console.width - _WIDTH_OF_NUMBERS)
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        *([BarColumn(bar_width=bar)] if bar > 0 else []),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),

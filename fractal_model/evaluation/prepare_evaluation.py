@@ -63,7 +63,9 @@ class PreparedEvaluation:
         """Measure the bits per dimension of the validation images, without and with their
         classes."""
         split = self.inputs.split("validation")
-        with progress_bar("held-out likelihood, images", 2 * len(split), images=True) as update:
+        with progress_bar(
+            "held-out likelihood, images with and without class", 2 * len(split), images=True
+        ) as update:
             return held_out_likelihood(
                 self.model, split, self.source, self.folder, update, **self._division_of_work()
             )

@@ -7,9 +7,11 @@ those of the machine, so that the page works without a network.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gradio as gr
+from starlette.requests import ClientDisconnect
 
 from fractal_model.playground.fields import explained
 from fractal_model.playground.studio import Studio
@@ -22,6 +24,8 @@ LARGEST_UPLOAD = "20mb"
 
 def serve(page: gr.Blocks, *, port: int) -> None:
     """Serve the page on 127.0.0.1 until Ctrl-C."""
+    # A browser that closes the page while an image grows is no error to show.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not is_disconnect(record))
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
     page.launch(
         server_name="127.0.0.1",
@@ -33,6 +37,14 @@ def serve(page: gr.Blocks, *, port: int) -> None:
         footer_links=[],
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
+
+
+def is_disconnect(record: logging.LogRecord) -> bool:
+    """True if a record of the log says no more than that a browser has closed its connection."""
+    error = record.exc_info[1] if record.exc_info else None
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return isinstance(error, ClientDisconnect)
 
 
 def build_page(studio: Studio) -> gr.Blocks:

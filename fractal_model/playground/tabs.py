@@ -30,6 +30,7 @@ from fractal_model.playground.views import (
 _NO_PICTURE = "there is no picture: draw one, or upload one"
 _PAINT = "#ff7a00"
 _WHOLE = 100
+_BUTTONS: list[Any] = ["download", "fullscreen"]  # by default there is one to share, too
 """Size of a picture that is not made smaller, in per cent."""
 
 
@@ -52,6 +53,7 @@ def _picture(name: str, **options: Any) -> gr.Image:
         format="png",
         height=PICTURE_PIXELS + 40,
         elem_id=name.lower().replace(" ", "-"),
+        buttons=_BUTTONS,
         **options,
     )
 
@@ -98,6 +100,7 @@ def edit_tab(studio: Studio, model: gr.Dropdown, facts: Facts) -> tuple[Changes,
                 format="png",
                 height=PICTURE_PIXELS + 100,
                 elem_id="editor",
+                buttons=_BUTTONS,
                 sources=("upload", "clipboard"),
                 brush=gr.Brush(default_size=48, colors=[_PAINT], default_color=_PAINT),
                 transforms=(),

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fractal_model.cli import app
+from fractal_model.cli.data import OTHER_DATA
 from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.sources.listing import Listing
@@ -55,10 +56,10 @@ def fractal(project, monkeypatch, capsys):
 def test_a_data_set_is_registered_prepared_and_described(project, fractal):
     code, out, _ = fractal("data", "register", "raw", "--resolution", 16)
     assert code == 0 and "imagenet: ImageNet tree" in out
-    assert "missing: 997 of 1000 classes" in out and "now builds imagenet16" in out
+    assert "missing: 997 of 1000 classes" in out and "builds imagenet16" in out
     code, out, _ = fractal("data", "prepare", "imagenet16")
     assert code == 0 and "27 train, 6 validation images of 16 px" in out
-    assert "ImageNet is not registered" not in out and "33 of 33" in out
+    assert OTHER_DATA not in out and "33 of 33" in out
     assert fractal("data", "reference", "imagenet16")[0] == 0
     reference = load_reference(project / "data/imagenet16-reference.npz")
     assert reference.statistics.count == 27 and len(reference.features) == 5
@@ -72,7 +73,7 @@ def test_a_data_set_is_registered_prepared_and_described(project, fractal):
 
 def test_openmoji_is_registered_by_its_name_alone(project, fractal, monkeypatch):
     code, out, _ = fractal("data", "register", "openmoji")
-    assert code == 0 and "train images │ 2,047" in out and "now builds openmoji64" in out
+    assert code == 0 and "train images │ 2,047" in out and "builds openmoji64" in out
     assert read_registered(project / "data")["openmoji64"].resolution == 64
     code, _, err = fractal("data", "register", "openmoji", "--name", "emoji")
     assert code == 1 and "OpenMoji's pictures keep their name: leave it out (--name)" in err
@@ -101,9 +102,9 @@ def test_verify_finds_a_damaged_image(project, fractal):
     assert "image 0 cannot be decoded; build it again" in err
 
 
-def test_preparing_digits_says_how_to_add_imagenet(project, fractal):
+def test_preparing_digits_says_how_to_add_other_data(project, fractal):
     code, out, _ = fractal("data", "prepare", "digits")
-    assert code == 0 and "ImageNet is not registered: add it with" in out
+    assert code == 0 and OTHER_DATA in out
 
 
 def test_adm_s_statistics_replace_our_own_until_they_are_removed(project, fractal):
@@ -261,7 +262,7 @@ def test_dvc_builds_the_registered_data_sets(project, fractal):
     shutil.copytree(REPOSITORY / "fractal_model", project / "fractal_model")
     assert dvc(project, "init", "--no-scm", "--quiet").returncode == 0
     done = dvc(project, "repro")
-    assert done.returncode == 0 and "ImageNet is not registered" in done.stdout, done.stderr
+    assert done.returncode == 0 and OTHER_DATA in done.stdout, done.stderr
     assert read_manifest(project / "data/digits").splits["train"].images == 1500
     fractal("data", "register", "raw", "--resolution", 16)
     done = dvc(project, "repro")

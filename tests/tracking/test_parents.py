@@ -47,7 +47,10 @@ def test_a_folder_is_no_version(tmp_path):
         (f"{NAME}/7", "has no version"),
         (f"{NAME}@none", "has no version"),
         (f"{NAME}/latest", "has no version"),
-        ("fractal-other@champion", "has no version"),
+        (
+            "fractal-other@champion",
+            "has no version .*: evaluate a version, which makes it champion",
+        ),
         (NAME, "names no registered version"),
         (f"{NAME}@", "names no registered version"),
         ("@champion", "names no registered version"),

@@ -89,6 +89,9 @@ class _Worker:
         self._deadline = OwnDeadline(job.recipe.stall_seconds)
         self._remove_leftovers()
         self._resume(ray.train.get_checkpoint())
+        if self._trainer.position:
+            epoch = self._trainer.position / len(self._split)
+            self._meter.add_note(f"continues from the checkpoint at epoch {epoch:.2f}")
         self._steps_per_checkpoint = self._steps_of(job.recipe.checkpoint_every_epochs)
         self._steps_per_validation = self._steps_of(job.recipe.validate_every_epochs)
         self._prepare_validation(by_workers)
