@@ -62,6 +62,12 @@ def test_an_address_without_a_version_is_refused(new_version, target, words):
         find_version(f"models:/{target}")
 
 
+def test_the_way_to_a_champion_is_named(new_version):
+    new_version()
+    with pytest.raises(FractalError, match="evaluate a version, which makes it champion; check"):
+        find_version(f"models:/{NAME}@champion")
+
+
 @pytest.fixture
 def size() -> Size:
     return load_params(SHIPPED).size("digits")
