@@ -11,6 +11,8 @@ LINE_SECONDS = 30.0
 _WARM_UP_SECONDS = 5.0
 """Seconds at the start of a task that do not count for its speed. During them the first batch is
 slow, and images that an earlier run stored are counted at once."""
+_SMALLEST_SHARE = 0.01
+"""Share of a task's work that must be done before the time left is estimated."""
 
 
 def speed_text(images_per_second: float) -> str:
@@ -86,8 +88,11 @@ class LogLines:
         return (self._done - self._warm_done) / passed if passed > 0 else 0.0
 
     def _seconds_left(self, now: float) -> float | None:
-        """Estimated seconds until the task ends; None if there is no estimate yet or no total."""
+        """Estimated seconds until the task ends. None if there is no total, or if too little is
+        done for an estimate: first batches are often many times slower."""
         speed = self._speed(now)
         if self._total is None or speed <= 0:
+            return None
+        if self._done - self._warm_done < (self._total - self._warm_done) * _SMALLEST_SHARE:
             return None
         return max(0, self._total - self._done) / speed

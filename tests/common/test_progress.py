@@ -51,6 +51,16 @@ def test_a_long_task_gets_an_estimate_first_and_then_a_line_every_30_seconds(clo
     assert written[-1] == "reference: 3,400 of 3,400, 4.0 images/s, after 850 s"
 
 
+def test_there_is_no_estimate_after_a_first_slow_image(clock):
+    written: list[str] = []
+    with LogLines("sampling", 500, images=True, say=written.append) as lines:
+        for seconds, done in ((4, 0), (17, 1), (18, 5)):
+            clock(seconds)
+            lines.update(done, "")
+    assert len(written) == 2 and "1 of 500" not in written[0]
+    assert written[0] == "sampling: 5 of 500, 2.8 s an image, about 23 minutes left"
+
+
 def test_stored_images_do_not_count_for_the_speed(clock):
     written: list[str] = []
     with LogLines("sampling", 1000, images=True, say=written.append) as lines:
