@@ -48,6 +48,8 @@ MODEL_FREE = ("cp ", "fractal plan ")
 """The beginnings of commands that need no model."""
 METRICS = ("nll_bits_per_dim", "nll_bits_per_dim_stderr", "fid", "fid_stderr", "class_agreement")
 """Metrics that the README shows."""
+GROWTH = 2
+"""Number of pictures that the playground has shown at least when it is saved, half drawn."""
 PAGES = ("tests/tracking/test_browser.py", "tests/flows/test_pages.py")
 
 
@@ -168,7 +170,8 @@ def draw_playground(file: Path) -> None:
         page.type(images, "9")
         page.press("Tab")
         page.click(button)
-        page.wait("document.querySelector('#drawn img')?.complete")
+        shown = "document.querySelector('#drawn img')?.src"
+        page.wait(f"(window.pictures ??= new Set()).add({shown}).size > {GROWTH}")
         page.save(file)
     say(str(file))
 
