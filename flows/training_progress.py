@@ -29,6 +29,10 @@ AWAY_SECONDS = 60.0
 attempt can take minutes."""
 
 
+NOTE_WIDTH = 32
+"""Characters of a note such as `epoch 13.71, loss 1.057 (-0.001)`."""
+
+
 class TrainingProgress:
     """Shows the progress of the training `job`, which sees `images` images over all epochs. The
     training calls `report` and `log_line`."""
@@ -47,7 +51,13 @@ class TrainingProgress:
         # Without Prefect's log the console shows the progress, also in a file.
         lines = not self._logger.isEnabledFor(logging.INFO)
         self._bar = self._stack.enter_context(
-            progress_bar(f"training {job.size}", self._images, images=True, lines=lines)
+            progress_bar(
+                f"training {job.size}",
+                self._images,
+                images=True,
+                lines=lines,
+                note_width=NOTE_WIDTH,
+            )
         )
         self._bar(0, "workers start")
         self._try_to_publish(self._publish_link)
@@ -114,11 +124,12 @@ class TrainingProgress:
             update_progress_artifact(self._artifact, progress=percent, description=note)
 
 
-def _progress(report: Report, unit: str = "") -> str:
-    """The epoch, the loss, and its difference from the reference curve; `unit` follows it."""
+def _progress(report: Report, reference: str = "") -> str:
+    """The epoch, the loss and its difference from the reference curve. Words that name the
+    `reference` follow it."""
     excess = report.loss_over_reference
     loss = "" if report.loss is None else f", loss {report.loss:.3f}"
-    compared = "" if excess is None else f" ({excess:+.3f}{unit})"
+    compared = "" if excess is None else f" ({excess:+.3f}{reference})"
     return f"epoch {report.epoch:.2f}{loss}{compared}"
 
 

@@ -22,8 +22,8 @@ _ENVIRONMENT = {
     # alone would return freed memory to the system (see `memory.keep_freed_memory`).
     "MALLOC_ARENA_MAX": "1",
     # GCC's OpenMP, which torch uses. A thread that waits for the others lets other programs run
-    # after about a tenth of a millisecond, not after several. Otherwise a batch of small operations
-    # took a hundred times as long while two other programs computed.
+    # after a fraction of a millisecond, not after several. Otherwise a batch of small operations
+    # took 25 times as long while two other programs computed.
     "GOMP_SPINCOUNT": "10000",
     # Every library's telemetry is off by default.
     "DO_NOT_TRACK": "1",

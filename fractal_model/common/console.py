@@ -32,9 +32,8 @@ from fractal_model.common.tables import FittedTable
 
 console = Console()
 INTERRUPTED = 130
-_WIDEST_BAR, _WIDTH_OF_NUMBERS = 40, 84
-"""Characters of a progress bar, and of what stands beside it in a training. A narrow terminal has
-no bar, so that it shows the numbers."""
+_WIDEST_BAR, _WIDTH_OF_NUMBERS = 40, 35
+"""Characters of a progress bar, and of the numbers beside it."""
 _logs: list[Callable[[str], None]] = []
 
 
@@ -73,17 +72,23 @@ def is_quiet() -> bool:
 
 @contextmanager
 def progress_bar(
-    description: str, total: int | None, *, images: bool = False, lines: bool = True
+    description: str,
+    total: int | None,
+    *,
+    images: bool = False,
+    lines: bool = True,
+    note_width: int = 0,
 ) -> Iterator[Callable[..., None]]:
     """Show the progress of a task within the block: a bar in a terminal, log lines elsewhere, but
     none if `lines` is False, because the caller writes its own. Yield the function `update(done,
     note="")`. It shows how many of `total` items are done, the note, the time left (unless `total`
-    is None) and, if the items are images (`images`), the speed."""
+    is None) and, if the items are images (`images`), the speed. Notes have up to `note_width`
+    characters."""
     display = _bar if console.is_terminal else _log_lines
     if (_mode.quiet and not _logs) or not (console.is_terminal or lines):
         yield lambda done, note="": None
         return
-    with display(safe_text(description, LONGEST_NAME), total, images) as show:
+    with display(safe_text(description, LONGEST_NAME), total, images, note_width) as show:
 
         def update(done: int, note: str = "") -> None:
             show(min(done, total or done), safe_text(note, LONGEST_NAME) if note else "")
@@ -92,8 +97,11 @@ def progress_bar(
 
 
 @contextmanager
-def _bar(description: str, total: int | None, images: bool) -> Iterator[Callable[[int, str], None]]:
-    bar = min(_WIDEST_BAR, console.width - _WIDTH_OF_NUMBERS)
+def _bar(
+    description: str, total: int | None, images: bool, note_width: int
+) -> Iterator[Callable[[int, str], None]]:
+    # A narrow terminal has a shorter bar or none, so that it shows the numbers.
+    bar = min(_WIDEST_BAR, console.width - len(description) - note_width - _WIDTH_OF_NUMBERS)
     columns = (
         TextColumn("{task.description}", markup=False),
         *([BarColumn(bar_width=bar)] if bar > 0 else []),
@@ -109,7 +117,7 @@ def _bar(description: str, total: int | None, images: bool) -> Iterator[Callable
 
 @contextmanager
 def _log_lines(
-    description: str, total: int | None, images: bool
+    description: str, total: int | None, images: bool, note_width: int
 ) -> Iterator[Callable[[int, str], None]]:
     with LogLines(description, total, images=images, say=say) as lines:
         yield lines.update

@@ -45,6 +45,7 @@ class LogLines:
         self._description, self._total, self._images, self._say = description, total, images, say
         self._begin = self._warm_since = self._last_line = time.monotonic()
         self._warm_done, self._done, self._note = 0, 0, ""
+        self._is_waiting = False  # nothing is done yet, as the caller has said
         self._is_estimated, self._ended = False, threading.Event()
 
     def __enter__(self) -> Self:
@@ -58,8 +59,9 @@ class LogLines:
 
     def update(self, done: int, note: str) -> None:
         now = time.monotonic()
-        if now - self._begin < _WARM_UP_SECONDS:
+        if now - self._begin < _WARM_UP_SECONDS or self._is_waiting:
             self._warm_done, self._warm_since = done, now
+        self._is_waiting = done == 0
         self._done, self._note = done, note
         left = self._seconds_left(now)
         is_first_estimate = not self._is_estimated and left is not None and left >= LINE_SECONDS

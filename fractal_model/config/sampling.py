@@ -68,7 +68,8 @@ class SamplingConfig(StrictModel):
     threshold."""
     compile: Flag = False
     """Compile AR levels (on a GPU only the last one) and, on a CPU, the pixel network below a MAR
-    level. It takes a minute or more and needs a C++ compiler, so it pays only for many images."""
+    level. It takes a minute or more and needs a C++ compiler, so it pays only for many images. On a
+    GPU the last level below another becomes a CUDA graph; a MAR level needs no compiler for it."""
     order: PatchOrder = "random"
     """Order in which a MAR level 0 generates its sub-patches: random (as published), raster,
     centre-out, halton (spread evenly, by a Halton sequence), or a list of all their numbers. Later

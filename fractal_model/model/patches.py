@@ -7,6 +7,8 @@ ImageNet's mean and standard deviation per channel.
 Shapes: R rows (patches of one level) of side P, T sub-patches of a patch, p side of a sub-patch.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,13 @@ CHANNEL_VALUES = 256
 def normalise(pixels: Tensor) -> Tensor:
     """Normalise colour values 0 … 255, (..., 3, p, p) uint8 or float, with the mean and standard
     deviation of each channel. Return float32 of the same shape."""
-    shape = (3, 1, 1)
-    mean = torch.tensor(MEAN, device=pixels.device).view(shape)
-    std = torch.tensor(STD, device=pixels.device).view(shape)
+    mean, std = _channel_values(MEAN, pixels.device), _channel_values(STD, pixels.device)
     return (pixels.float() / 255 - mean) / std
+
+
+def _channel_values(values: Sequence[float], device: torch.device) -> Tensor:
+    # Made on the device: the host would wait for a copy, and a CUDA graph must not contain one.
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def patchify(patches: Tensor, size: int) -> Tensor:

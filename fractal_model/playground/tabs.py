@@ -29,8 +29,8 @@ from fractal_model.playground.views import (
 
 _NO_PICTURE = "there is no picture: draw one, or upload one"
 _PAINT = "#ff7a00"
-_WHOLE = 100
 _BUTTONS: list[Any] = ["download", "fullscreen"]  # by default there is one to share, too
+_WHOLE = 100
 """Size of a picture that is not made smaller, in per cent."""
 
 

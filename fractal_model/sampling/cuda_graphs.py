@@ -29,9 +29,10 @@ class _Graph:
 
 
 class Graphs:
-    """CUDA graphs of one function, one graph for each combination of shapes. Every call must pass
-    the same function. Its operations may depend on the shapes and types of the arguments, never on
-    their numbers. A graph is used only with the weights that it was captured with."""
+    """CUDA graphs of one function, one graph for each combination of shapes. Every call must pass a
+    function that computes the same; a graph keeps what the first one did. Its operations may depend
+    on the shapes and types of the arguments, never on their numbers. A graph is used only with the
+    weights that it was captured with."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}

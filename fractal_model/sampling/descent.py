@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fractal_model.common.devices import copy_to
 from fractal_model.config.model import LevelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
@@ -197,8 +198,8 @@ class Descent:
             pairs = zip(computes, branches, strict=False)
             outputs = [compute(canvas, mask, selection.selected, n) for compute, n in pairs]
             mask = selection.hidden
-            known.append(selection.selected)
             yield _Step(selection.selected, mask, outputs, scale)
+            known.append(selection.selected)
 
     def _generate_by_graph(
         self,
@@ -212,6 +213,8 @@ class Descent:
         iterations and pixels. The graph takes each patch for an image of its own, so everything
         that changes from call to call is an argument."""
         above, level = (None,) * i, self.networks[0].config.levels[i]
+        steps = replace(self.steps, graphs=None)
+        noise = as_images(self.noise, i, level, rows, self.side)
 
         def generate(
             pixels: Tensor,
@@ -220,14 +223,12 @@ class Descent:
             guidance: Tensor | None,
             *values: Tensor,
         ) -> Tensor:
-            noise = ImageNoise(pixels, (*above, orders), (*above, guides))
-            shared = self.networks, self.settings, self.iterations, steps, noise, (), None
+            own = ImageNoise(pixels, (*above, orders), (*above, guides))
+            shared = self.networks, self.settings, self.iterations, steps, own, (), None
             patches = Descent(*shared, self.branches, level.patch_size)
             whole = Rows.whole_images(len(pixels), pixels.device)
             return patches.generate_patches(i, [Conditions(v) for v in values], whole, guidance)
 
-        steps = replace(self.steps, graphs=None)
-        noise = as_images(self.noise, i, level, rows, self.side)
         return graphs(
             generate,
             noise.pixels,
@@ -327,4 +328,4 @@ class Descent:
         if all(scale is None for scale in scales):
             return None
         values = [1.0 if scale is None else scale for scale in scales]
-        return torch.tensor(values, device=self.noise.pixels.device)
+        return copy_to(self.noise.pixels.device, torch.tensor(values))

@@ -69,7 +69,7 @@ class CachedMaskedIterations:
         self._embed_known(canvas)
         level, rows, count = self._level, branches * len(canvas), self._rows.count
         row, token = selected
-        if not self._selects_few(len(token), mask.numel()):
+        if not self._selects_few(len(token), canvas.shape[:2].numel()):
             x = level.norm_out(self._run_blocks(rows, None))[:, level.prefix_length :]
             places = branch_rows(row, len(canvas), branches), token.repeat(branches)
             return with_neighbours(x, places, count)
@@ -88,7 +88,7 @@ class CachedMaskedIterations:
         """Embed and store the sub-patches that have become known since the last call."""
         new = self._rows.known[self._embedded :]
         self._embedded += len(new)
-        if not sum(len(token) for _, token in new):
+        if not any(len(token) for _, token in new):
             return
         row, token = (torch.cat(numbers) for numbers in zip(*new, strict=True))
         position = self._level.prefix_length + token

@@ -1,7 +1,7 @@
 """Which sub-patches each iteration of a MAR level samples.
 
 Decided here: without known pixels every row has the same number of hidden sub-patches. All numbers
-then follow from the schedule, so the host never waits for the device.
+then follow from the schedule, so the host need not ask the device for them.
 
 Shapes: R rows, T sub-patches in each, N sub-patches that an iteration samples in all rows together.
 """

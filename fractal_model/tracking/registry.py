@@ -117,12 +117,12 @@ def find_version(uri: str) -> NamedVersion:
     version = look_up(uri, lambda: request(name, alias))
     if version is None:
         raise FractalError(
-            f"the registry {tracking_uri()} has no version {uri}: {_way_out(uri, 'first')}"
+            f"the registry {tracking_uri()} has no version {uri}: {_advice(uri, 'first')}"
         )
     return NamedVersion(name, str(version.version), version.tags.get(TRAINING_RUN_TAG))
 
 
-def _way_out(uri: str, when: str) -> str:
+def _advice(uri: str, when: str) -> str:
     """What to do if the registry does not have `uri`."""
     evaluate = "evaluate a version, which makes it champion; " if uri.endswith("@champion") else ""
     return f"{evaluate}check the name (`fractal models list`), or train or import the model {when}"
@@ -144,7 +144,7 @@ def fetch_checkpoint(uri: str) -> Path:
             raise FractalError(describe_store_error(error, tracking_uri())) from error
         raise FractalError(
             f"the registry {tracking_uri()} has no files for {uri} "
-            f"({one_line(error)}): {_way_out(uri, 'again')}"
+            f"({one_line(error)}): {_advice(uri, 'again')}"
         ) from error
     places = (folder / "artifacts").glob("*")
     checkpoints = [path for path in places if path.is_dir() and not is_litter(path.name)]

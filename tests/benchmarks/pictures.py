@@ -83,11 +83,11 @@ def excerpt_lines(shown: Sequence[str], output: Sequence[str]) -> list[str]:
     rows, rest = [], iter(output)
     for line in shown:
         if line.startswith("│"):
-            label = line[: line.index("│", 1)]
+            label = line[: line.index("│", 1)]  # with its spaces, which differ between tables
             row = next((row for row in rest if row.startswith(label)), None)
             if row is None:
                 name = label.strip("│ ")
-                raise FractalError(f"the output has no row {name!r}: shorten the excerpt")
+                raise FractalError(f"the output has no row {name!r}: change the excerpt")
             rows.append(row)
         elif line == "…":
             rows.append(line)

@@ -54,11 +54,21 @@ def test_a_long_task_gets_an_estimate_first_and_then_a_line_every_30_seconds(clo
 def test_there_is_no_estimate_after_a_first_slow_image(clock):
     written: list[str] = []
     with LogLines("sampling", 500, images=True, say=written.append) as lines:
-        for seconds, done in ((4, 0), (17, 1), (18, 5)):
+        for seconds, done in ((17, 1), (18, 5)):
             clock(seconds)
             lines.update(done, "")
-    assert len(written) == 2 and "1 of 500" not in written[0]
-    assert written[0] == "sampling: 5 of 500, 2.8 s an image, about 23 minutes left"
+    assert len(written) == 2
+    assert written[0] == "sampling: 5 of 500, 3.6 s an image, about 30 minutes left"
+
+
+def test_what_was_done_before_the_work_began_does_not_count(clock):
+    """A training says that its workers start, and then goes on from 400 images."""
+    written: list[str] = []
+    with LogLines("training", 500, images=True, say=written.append) as lines:
+        for seconds, done in ((0, 0), (20, 400), (25, 410)):
+            clock(seconds)
+            lines.update(done, "")
+    assert written[0] == "training: 410 of 500, 2.0 images/s, about 45 seconds left"
 
 
 def test_stored_images_do_not_count_for_the_speed(clock):

@@ -40,11 +40,11 @@ def test_a_note_has_efficiency_and_comparison_if_they_are_known():
     assert training_progress._note(more, 500) == expected + "0:00:05 left"
 
 
-def test_without_prefects_log_the_console_has_a_line_with_the_progress(job, monkeypatch, capsys):
+def test_without_prefects_log_the_console_has_lines(job, monkeypatch, capsys, caplog):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(training_progress.TrainingProgress, "_try_to_publish", lambda *_: True)
     for level, lines in ((logging.INFO, 0), (logging.WARNING, 1)):
-        logging.getLogger("progress").setLevel(level)
+        caplog.set_level(level, logger="progress")
         with training_progress.TrainingProgress(job, images=100) as shown:
             shown.report(_report(50))
         found = [line for line in capsys.readouterr().out.splitlines() if "50 of 100" in line]

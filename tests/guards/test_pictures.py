@@ -51,7 +51,7 @@ def test_an_excerpt_keeps_the_rows_that_it_showed():
 
 
 def test_an_excerpt_with_a_row_that_is_gone_is_refused():
-    with pytest.raises(FractalError, match="the output has no row 'other': shorten the excerpt"):
+    with pytest.raises(FractalError, match="the output has no row 'other': change the excerpt"):
         excerpt_lines(["│ other │ 1 │"], ["│ total │ 1 │"])
 
 

@@ -40,8 +40,9 @@ def test_a_captured_level_gives_the_images_of_the_plain_one(kind, qk_norm, chang
         assert captured(labels, seeds).equal(plain(labels, seeds))
 
 
-def test_graphs_still_work_after_their_autocast_context_has_ended():
-    model = tiny_model("ar").to("cuda")
+@pytest.mark.parametrize("kind", ["ar", "mar"])
+def test_graphs_still_work_after_their_autocast_context_has_ended(kind):
+    model = tiny_model(kind).to("cuda")
     sampler = Sampler(model, SamplingConfig(guidance=3.0, compile=True))
     images = []
     for _ in range(2):

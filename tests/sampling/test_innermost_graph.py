@@ -25,11 +25,16 @@ SEEDS = [11, 12, 13, 14, 15]
 KINDS = ["mar", "guided", "ar above mar"]
 aten = torch.ops.aten
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
-WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default)
+WAITING = (
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.lift_fresh.default,  # a tensor made of numbers, which is copied from the host
+)
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails at an operation whose shape or number the host would have to ask the device for."""
+    """Fails at an operation for which the host would wait for the device, or copy to it."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         assert operation not in WAITING, operation
