@@ -17,6 +17,7 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import Size
+from fractal_model.model.patches import normalise
 
 _FUNCTIONS = {"mar-64": "fractalmar_in64", "mar-l": "fractalmar_large_in256"}
 """The function of the published code that makes the model of a size."""
@@ -49,7 +50,9 @@ def published_training(folder: Path, size: Size, batch: int) -> Callable[[], obj
     recipe = size.training
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=recipe.betas)
     scaler = torch.amp.GradScaler("cuda")
-    images = torch.randn(batch, 3, side, side, device="cuda").clamp(-2, 2)
+    # The published loss looks colours up, so they must be those of pixels.
+    pixels = torch.randint(0, 256, (batch, 3, side, side), device="cuda", dtype=torch.uint8)
+    images = normalise(pixels)
     labels = torch.arange(batch, device="cuda")
 
     def step() -> None:
