@@ -44,7 +44,11 @@ def rows_in(out) -> dict:
     return json.loads(out.read_text())["rows"]
 
 
-def test_rows_are_measured_once_and_stand_beside_the_least_time(params, tmp_path, capsys):
+def test_rows_are_measured_once_and_stand_beside_the_least_time(
+    params, tmp_path, capsys, monkeypatch
+):
+    # All kernels, because on a CPU any part may be too quick to be among the longest ones.
+    monkeypatch.setattr("tests.benchmarks.h100.kernels.MOST_KERNELS", 10_000)
     out = tmp_path / "results" / "h100.json"
     for text in ("train mar-l, batch 32, recomputed", "kernels of a training step, mar-l"):
         main(minutes=5, out=out, only=text, params=params)
